@@ -1,0 +1,1 @@
+"""Controls and rivals, all with the one method signature."""

@@ -1,0 +1,249 @@
+"""One frozen dataclass of settings per stage, each field documented once.
+
+The text under a field is its only documentation: `field_help` hands it to the command line. `to_dict` and
+`from_dict` are the JSON form that is saved beside every artefact.
+
+Example:
+    >>> TrainConfig(lr=1e-3).rank
+    8
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from mta.errors import ConfigError
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+QUERY_VALUE = ("q_proj", "v_proj")
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How examples become prompts; bank, adaptation and evaluation must share one."""
+
+    history_k: int = 1
+    """History items shown in the prompt, chosen by BM25; 0 shows none."""
+    history_words: int = 368
+    """Words kept of each field of a shown history item."""
+    input_words: int = 768
+    """Words kept of the query's own text."""
+    max_tokens: int = 2048
+    """Longest prompt plus answer in tokens; history is cut first, then the query's text, never the answer."""
+    template: str = "auto"
+    """"chat" uses the tokenizer's chat template, "plain" none, "auto" chat where the tokenizer has one."""
+
+    def __post_init__(self) -> None:
+        _require(self.history_k >= 0, f"history_k is {self.history_k}; it must be 0 or more")
+        _require(self.history_words > 0, f"history_words is {self.history_words}; it must be 1 or more")
+        _require(self.input_words > 0, f"input_words is {self.input_words}; it must be 1 or more")
+        _require(self.max_tokens >= 32, f"max_tokens is {self.max_tokens}; it must be 32 or more")
+        known = ("auto", "chat", "plain")
+        _require(self.template in known, f"template is {self.template!r}; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorConfig:
+    """How anchor users are chosen from the pool (MTA Eq. 2 and 3)."""
+
+    bank_size: int = 50
+    """Clusters asked for, so the largest possible number of anchors."""
+    min_history: int = 10
+    """An anchor must have MORE history items than this; a cluster whose most active user has not is dropped."""
+    encoder: str = "deberta-v3-large"
+    """Encoder of the item vectors: a short name from `mta models`, a hub id or a path."""
+    seed: int = 0
+    """Seed of k-means."""
+    n_init: int = 10
+    """Restarts of k-means, pinned because scikit-learn's default has changed between releases."""
+    max_iter: int = 3000
+    """Most iterations of one k-means run."""
+
+    def __post_init__(self) -> None:
+        _require(self.bank_size >= 1, f"bank_size is {self.bank_size}; it must be 1 or more")
+        _require(self.min_history >= 0, f"min_history is {self.min_history}; it must be 0 or more")
+        _require(self.n_init >= 1, f"n_init is {self.n_init}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How one adapter is trained. Defaults are the paper's bank settings (Llama-3-8B)."""
+
+    rank: int = 8
+    """Rank r of the adapter."""
+    alpha: float = 16.0
+    """LoRA alpha; the delta is (alpha / rank) * B @ A."""
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    """Last name parts of the linear layers that get an adapter."""
+    train_a: bool = True
+    """Train A as well as B; False keeps the shared, seeded A frozen (half the bytes, exact linear merges)."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    schedule: str = "cosine"
+    """Learning rate after warm-up: "cosine" or "linear" to zero, or "constant"."""
+    warmup_ratio: float = 0.1
+    """Share of the updates over which the learning rate rises from zero."""
+    epochs: int = 3
+    """Passes over the examples."""
+    batch_size: int = 2
+    """Examples per update (per-device batch times accumulation)."""
+    drop_last: bool = False
+    """Drop an epoch's last incomplete update (but never its only one), as older Hugging Face trainers do."""
+    max_updates: int = 0
+    """Stop after this many updates; 0 means no limit."""
+    min_updates: int = 0
+    """Add epochs until there are at least this many updates; 0 means as `epochs` says."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of one user's adapter; 0 turns clipping off."""
+    held_out_share: float = 0.0
+    """Share of a user's own examples kept aside for early stopping; 0 trains on all of them."""
+    patience: int = 1
+    """Epochs without a better held-out loss before a user stops; used when held_out_share > 0."""
+    seed: int = 42
+    """Seed of the initial A and of the order of examples."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"rank is {self.rank}; it must be 1 or more")
+        _require(bool(self.target_modules), "target_modules is empty; name at least one, for example q_proj")
+        _require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
+        known = ("cosine", "linear", "constant")
+        _require(self.schedule in known, f"schedule is {self.schedule!r}; choose one of {', '.join(known)}")
+        _require(0 <= self.warmup_ratio < 1, f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+        _require(self.epochs >= 1, f"epochs is {self.epochs}; it must be 1 or more")
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be 1 or more")
+        _require(0 <= self.held_out_share < 1, f"held_out_share is {self.held_out_share}; it must be in [0, 1)")
+        _require(self.patience >= 1, f"patience is {self.patience}; it must be 1 or more")
+        _require(
+            self.max_updates == 0 or self.min_updates <= self.max_updates,
+            f"min_updates is {self.min_updates}, above max_updates {self.max_updates}; lower one or raise the other",
+        )
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank, the factor on B @ A."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchConfig:
+    """How a target user finds anchors (MTA Eq. 4)."""
+
+    encoder: str = "bge-small"
+    """Encoder of the matching vectors: a short name from `mta models`, a hub id or a path."""
+    document: str = "item_mean"
+    """"item_mean" averages item vectors; "first512" embeds the joined history, of which an encoder reads only its
+    first window (what the authors' code does)."""
+    top_k: int = 2
+    """Anchors merged per user (K)."""
+
+    def __post_init__(self) -> None:
+        known = ("item_mean", "first512")
+        _require(self.document in known, f"document is {self.document!r}; choose one of {', '.join(known)}")
+        _require(self.top_k >= 1, f"top_k is {self.top_k}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """How anchors become one merged adapter (MTA Eq. 5)."""
+
+    mode: str = "cat"
+    """"cat" is the exact weighted sum of the deltas; "linear" mixes A and B separately (the authors' code)."""
+    scale: float = 1.0
+    """Factor on the merged delta; 1 is the paper."""
+
+    def __post_init__(self) -> None:
+        known = ("cat", "linear")
+        _require(self.mode in known, f"merge mode is {self.mode!r}; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How work is packed. It decides speed and memory, never which update a user gets."""
+
+    slots: int = 8
+    """Users trained at the same time."""
+    tokens_per_batch: int = 2048
+    """Most padded tokens in one forward and backward pass."""
+    predict_tokens_per_batch: int = 4096
+    """Most padded tokens in one pass without gradients."""
+    checkpoint_every_s: float = 120.0
+    """Seconds between checkpoints of unfinished users."""
+
+    def __post_init__(self) -> None:
+        _require(self.slots >= 1, f"slots is {self.slots}; it must be 1 or more")
+        _require(self.tokens_per_batch >= 1, f"tokens_per_batch is {self.tokens_per_batch}; it must be 1 or more")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON values."""
+    return {
+        field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
+        for field in dataclasses.fields(config)
+    }
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a config from its JSON form.
+
+    Raises:
+        ConfigError: a field is unknown or has the wrong type; the message lists the fields.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(hints)}")
+    return cls(**{name: _coerce(cls, name, hints[name], value) for name, value in values.items()})
+
+
+def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = get_origin(hint) or hint
+    right = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+    kind = getattr(hint, "__name__", None) or " ".join(map(str, get_args(hint)))
+    _require(right, f"{cls.__name__}.{name} is {value!r}; it must be {kind}")
+    return value
+
+
+@functools.cache
+def _documentation(cls: type) -> Mapping[str, str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    texts: dict[str, str] = {}
+    for statement, following in zip(body, body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            texts[statement.target.id] = " ".join(str(following.value.value).split())
+    return texts
+
+
+def field_help(cls: type, name: str) -> str:
+    """Return the documentation of one config field, for the command line."""
+    return _documentation(cls)[name]

@@ -1,0 +1,1 @@
+"""LoRA adapters as values, many adapters as one stack, and their attachment to a model."""

@@ -1,0 +1,20 @@
+"""Shared fixtures: where the real data is, when it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def lamp_real() -> Path:
+    """Folder of the real LaMP-format data beside the project; the test is skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "lamp-real"
+    if not folder.is_dir():
+        pytest.skip("no real data: ../shared/data/lamp-real is not beside this checkout")
+    return folder
