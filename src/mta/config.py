@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class TrainConfig:
 
     @property
     def scaling(self) -> float:
-        """alpha / rank, the factor on B @ A."""
+        """Alpha / rank, the factor on B @ A."""
         return self.alpha / self.rank
 
 
@@ -233,7 +234,7 @@ def _documentation(cls: type) -> Mapping[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     texts: dict[str, str] = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if (
             isinstance(statement, ast.AnnAssign)
             and isinstance(statement.target, ast.Name)

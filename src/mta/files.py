@@ -160,7 +160,9 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
         try:
             rows.append((number, json.loads(line)))
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not valid JSON: {error}; each line must be one object") from error
+            raise DataError(
+                f"{path}, line {number} is not valid JSON: {error}; each line must be one object"
+            ) from error
     return rows
 
 

@@ -1,0 +1,205 @@
+"""The frozen language model: load it from a short name, a hub id or a path, and know it again by fingerprint.
+
+Example:
+    >>> base = load_base_model("tiny-random")
+    >>> base.shapes(("q_proj", "v_proj"))["model.layers.0.self_attn.q_proj"]
+    (32, 32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mta.errors import ModelError
+from mta.files import make_folder, sha256_file, storage_errors
+from mta.lora.attach import linear_shapes
+from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
+from mta.prompt_tokens import PromptTokenizer
+from mta.runtime import cache_folder, choose_device, choose_dtype
+from mta.tiny_model import byte_tokenizer, tiny_llama
+
+log = logging.getLogger(__name__)
+
+SAMPLES_PER_TENSOR = 64
+PICKLE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A frozen decoder with its tokenizer."""
+
+    name: str
+    """What the user asked for: a short name, hub id or path."""
+    model: Any
+    tokens: PromptTokenizer
+    fingerprint: str
+    """Identifies the weights; equal across dtypes and machines (see `weights_fingerprint`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def pad_id(self) -> int:
+        """Token used for padding; it is always masked."""
+        tokenizer = self.tokens.tokenizer
+        return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+    def shapes(self, target_modules: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return the target linears as module name -> (d_out, d_in)."""
+        return linear_shapes(self.model, target_modules)
+
+
+def load_base_model(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """Load a base model, frozen and in evaluation mode.
+
+    Args:
+        name: a short name (`mta models`), a hub id, or a folder or .gguf file.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        dtype: "auto" (float32 on the CPU, bfloat16 on a GPU), "float32", "bfloat16" or "float64".
+
+    Raises:
+        ModelError: it is not there, has only pickle weights, or has no linear projections.
+    """
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    model, tokenizer = _load(name, kind)
+    return wrap_model(model.to(where), tokenizer, name=name)
+
+
+def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
+    """Make a BaseModel of a loaded decoder and tokenizer; freezes the model in place."""
+    model.requires_grad_(False)
+    model.eval()
+    config: Any = model.config
+    context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
+    return BaseModel(name, model, PromptTokenizer(tokenizer, context=context), weights_fingerprint(model))
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    entry = BASE_MODELS.get(name)
+    if entry is None:
+        return _load_path_or_hub(name, dtype)
+    if entry.source == "code":
+        return tiny_llama().to(dtype), byte_tokenizer()
+    if entry.source == "package":
+        return _load_folder(str(_converted_package(entry)), dtype)
+    return _load_folder(str(entry.hub_id), dtype)
+
+
+def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _load_folder(str(_converted(path, sha256_file(path))), dtype)
+    if path.suffix in PICKLE_WEIGHTS:
+        raise ModelError(f"{name} is a pickle file, which can run code when it is opened; {_SAFETENSORS_WAY_OUT}")
+    if path.is_dir():
+        _check_folder(path)
+        return _load_folder(str(path), dtype)
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        known = ", ".join(BASE_MODELS)
+        raise ModelError(f"no base model {name!r}: not a folder, not a short name ({known}), not a hub id (owner/name)")
+    return _load_folder(name, dtype)
+
+
+_SAFETENSORS_WAY_OUT = (
+    "only safetensors and GGUF are loaded - convert it with transformers' save_pretrained on a machine you trust"
+)
+
+
+def _check_folder(path: Path) -> None:
+    names = [entry.name for entry in path.iterdir()]
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    if any(name.endswith(PICKLE_WEIGHTS) for name in names):
+        raise ModelError(f"{path} holds only pickle weights ({', '.join(sorted(names)[:5])}); {_SAFETENSORS_WAY_OUT}")
+    raise ModelError(f"{path} holds no model.safetensors; found {', '.join(sorted(names)[:5]) or 'nothing'}")
+
+
+def _load_folder(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load base model {source}: {reason}; check the name and the network, download it first and "
+            "give the folder, or use smollm2-135m"
+        ) from error
+    return model, tokenizer
+
+
+def _converted_package(entry: ModelName) -> Path:
+    folder = cache_folder() / "models" / f"{entry.name}-{(entry.sha256 or '')[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    path = join_package_parts(entry, folder.parent) if entry.parts else find_package_file(entry)
+    digest = sha256_file(path)
+    if entry.sha256 and digest != entry.sha256:
+        raise ModelError(f"{path} is not the file the table names (sha256 differs); install it again: {entry.install}")
+    return _converted(path, digest, folder)
+
+
+def _converted(gguf: Path, digest: str, folder: Path | None = None) -> Path:
+    """Turn a GGUF file into a safetensors folder in the cache, once; later loads take a fraction of a second."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = folder or cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    make_folder(folder.parent)
+    log.info("converting %s to safetensors (once)", gguf.name)
+    with storage_errors(folder, "write"):
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+        try:
+            where = {"gguf_file": gguf.name}
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
+            )
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            if not folder.exists():  # another process may have been quicker
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 over all parameter names, shapes and a sample of values rounded to bfloat16.
+
+    The rounding makes a model's float32 and bfloat16 copies equal; the sample makes it quick. It tells models and
+    fine-tunes apart, it is no proof against a forger.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        stride = max(1, flat.numel() // SAMPLES_PER_TENSOR)
+        sample = flat[::stride][:SAMPLES_PER_TENSOR].to("cpu", torch.bfloat16).contiguous()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

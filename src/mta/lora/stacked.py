@@ -1,0 +1,304 @@
+"""Many adapters side by side in one tensor per module, each batch row routed to its own.
+
+Two stacks share one forward rule, `y += (x @ A[rows].T) @ B[rows].T`:
+
+- `TrainableStack`: S slots of trainable factors over S frozen compositions (un-merged anchors, population).
+- `FrozenStack`: the distinct finished adapters of an inference batch.
+
+All trainable values of one slot lie in one contiguous row of `parameters (S, P)`, so that the optimiser, the
+checkpoint and the clean-up of a slot are row operations. Row 0 of a stack knows nothing of row 1: gradients of
+different slots are disjoint by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mta.errors import AdapterError
+from mta.lora.adapter import Adapter, Factors
+from mta.seeds import stable_seed
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Module name -> (d_out, d_in) of the linear layer."""
+
+
+class Stack(Protocol):
+    """What a model needs of a stack: the modules it touches and the addition it makes to each."""
+
+    @property
+    def module_names(self) -> Iterable[str]:
+        """Names of the linear layers this stack adds to."""
+
+    def delta(self, module: str, x: Tensor) -> Tensor:
+        """Return what to add to the module's output for input `x (batch, T, d_in)`, as (batch, T, d_out)."""
+
+
+def routed_delta(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """Apply one adapter per batch row.
+
+    Args:
+        x: (batch, T, d_in)
+        A: (batch, R, d_in), already gathered by row.
+        B: (batch, d_out, R), already gathered by row.
+
+    Returns:
+        (batch, T, d_out)
+    """
+    return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+
+
+def _check_rows(rows: Tensor | None, x: Tensor, module: str) -> Tensor:
+    if rows is None or x.dim() != 3 or x.shape[0] != len(rows):
+        got = None if rows is None else len(rows)
+        raise AdapterError(
+            f"module {module} got input of shape {tuple(x.shape)} while {got} rows are routed; adapters are applied to "
+            "inputs of shape (batch, tokens, width) with one route per row"
+        )
+    return rows
+
+
+def initial_A(shape: tuple[int, int], *, seed: int, key: str, module: str) -> Tensor:
+    """Draw the initial A of one module, (r, d_in), uniform in +-1/sqrt(d_in) as PEFT does.
+
+    The draw depends on (seed, key, module) alone: not on the slot, the batch or the device.
+    """
+    generator = torch.Generator().manual_seed(stable_seed(seed, "A", key, module))
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+
+
+@dataclass(slots=True)
+class _Slots:
+    """One module's slots: trainable factors as views of the parameter rows, frozen factors beside them."""
+
+    A: Tensor
+    """(S, r, d_in)"""
+    B: Tensor
+    """(S, d_out, r)"""
+    frozen_A: Tensor
+    """(S, R, d_in), R = 0 where nothing lies beneath"""
+    frozen_B: Tensor
+    """(S, d_out, R)"""
+
+
+class TrainableStack:
+    """S slots of adapters in training, over S frozen compositions.
+
+    Args:
+        shapes: target modules with (d_out, d_in).
+        slots: S.
+        rank: r of the trainable factors.
+        scaling: alpha / r, applied in the forward pass and folded into B on export.
+        frozen_rank: R, the largest rank of a frozen composition; 0 for none.
+        train_a: False keeps each slot's A as it was set.
+        dtype: dtype of parameters, gradients and moments (the master copy).
+        compute_dtype: dtype of the model's activations; factors are cast to it in the forward pass.
+    """
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        slots: int,
+        rank: int,
+        scaling: float,
+        frozen_rank: int = 0,
+        train_a: bool = True,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.shapes = dict(shapes)
+        self.slots, self.rank, self.scaling, self.train_a = slots, rank, scaling, train_a
+        self.compute_dtype = compute_dtype or dtype
+        self.rows: Tensor | None = None
+        width_a = sum(rank * d_in for _, d_in in self.shapes.values())
+        width_b = sum(d_out * rank for d_out, _ in self.shapes.values())
+        trainable = width_a + width_b if train_a else width_b
+        self.parameters = torch.zeros(slots, trainable, device=device, dtype=dtype)
+        """(S, P): one row of trainable values per slot."""
+        self.gradients = torch.zeros_like(self.parameters)
+        """(S, P): filled by backward passes, same layout."""
+        self.fixed_a = None if train_a else torch.zeros(slots, width_a, device=device, dtype=dtype)
+        self._modules = self._make_views(frozen_rank, device)
+
+    def _make_views(self, frozen_rank: int, device: torch.device | str) -> dict[str, _Slots]:
+        modules: dict[str, _Slots] = {}
+        at = at_fixed = 0
+        for name, (d_out, d_in) in self.shapes.items():
+            if self.fixed_a is None:
+                A, at = self._view(self.parameters, self.gradients, at, (self.rank, d_in))
+            else:
+                A, at_fixed = self._view(self.fixed_a, None, at_fixed, (self.rank, d_in))
+            B, at = self._view(self.parameters, self.gradients, at, (d_out, self.rank))
+            frozen_A = torch.zeros(self.slots, frozen_rank, d_in, device=device, dtype=self.compute_dtype)
+            frozen_B = torch.zeros(self.slots, d_out, frozen_rank, device=device, dtype=self.compute_dtype)
+            modules[name] = _Slots(A, B, frozen_A, frozen_B)
+        return modules
+
+    def _view(self, values: Tensor, gradients: Tensor | None, start: int, shape: tuple[int, int]) -> tuple[Tensor, int]:
+        stop = start + shape[0] * shape[1]
+        leaf = values[:, start:stop].view(-1, *shape).detach()
+        if gradients is not None:
+            leaf.requires_grad_()
+            leaf.grad = gradients[:, start:stop].view(-1, *shape)
+        return leaf, stop
+
+    @property
+    def module_names(self) -> Iterable[str]:
+        """Names of the linear layers this stack adds to."""
+        return self.shapes.keys()
+
+    def fill(self, slot: int, *, seed: int, key: str, frozen: Adapter | None) -> None:
+        """Start a new adapter in a slot: seeded A, zero B, and the frozen composition beneath it.
+
+        Args:
+            slot: which row; whatever it held is overwritten.
+            seed: seed of the initial A.
+            key: what else decides the initial A; equal keys start from equal A (a bank shares one).
+            frozen: finished adapter beneath, of rank at most `frozen_rank`, or None.
+
+        Raises:
+            AdapterError: the frozen adapter does not fit the modules or the rank.
+        """
+        self.clear(slot)
+        with torch.no_grad():
+            for name, (_, d_in) in self.shapes.items():
+                start = initial_A((self.rank, d_in), seed=seed, key=key, module=name)
+                self._modules[name].A[slot].copy_(start)
+        if frozen is not None:
+            self._set_frozen(slot, frozen)
+
+    def _set_frozen(self, slot: int, frozen: Adapter) -> None:
+        unknown = sorted(set(frozen.modules) - set(self.shapes))
+        if unknown:
+            raise AdapterError(
+                f"the frozen adapter has modules that are not trained here, for example {unknown[0]}; "
+                "train with the target modules of the bank"
+            )
+        with torch.no_grad():
+            for name, factors in frozen.modules.items():
+                into = self._modules[name]
+                if factors.rank > into.frozen_A.shape[1] or factors.A.shape[1] != into.frozen_A.shape[2]:
+                    raise AdapterError(
+                        f"module {name}: the frozen adapter has A {tuple(factors.A.shape)}, there is room for "
+                        f"{tuple(into.frozen_A.shape[1:])}; it belongs to another base model or has a larger rank"
+                    )
+                into.frozen_A[slot, : factors.rank] = factors.A.to(into.frozen_A)
+                into.frozen_B[slot, :, : factors.rank] = factors.B.to(into.frozen_B)
+
+    def clear(self, slot: int) -> None:
+        """Zero everything a slot holds: parameters, gradients and frozen factors."""
+        with torch.no_grad():
+            self.parameters[slot].zero_()
+            self.gradients[slot].zero_()
+            if self.fixed_a is not None:
+                self.fixed_a[slot].zero_()
+            for module in self._modules.values():
+                module.frozen_A[slot].zero_()
+                module.frozen_B[slot].zero_()
+
+    def delta(self, module: str, x: Tensor) -> Tensor:
+        """Return what each row's slot adds to the module's output, frozen and trainable parts together.
+
+        Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
+        """
+        slots, rows = self._modules[module], _check_rows(self.rows, x, module)
+        A = slots.A.index_select(0, rows).to(x.dtype)
+        B = (slots.B.index_select(0, rows) * self.scaling).to(x.dtype)
+        if slots.frozen_A.shape[1]:
+            A = torch.cat([slots.frozen_A[rows], A], dim=1)
+            B = torch.cat([slots.frozen_B[rows], B], dim=2)
+        return routed_delta(x, A, B)
+
+    def export(self, slot: int, values: Tensor | None = None) -> Adapter:
+        """Return a slot's trained part as a finished adapter (scaling folded into B), copied to the CPU.
+
+        Args:
+            slot: which row.
+            values: (P,) parameter row to read instead of the current one, for example a best snapshot.
+        """
+        row = self.parameters[slot] if values is None else values
+        factors: dict[str, Factors] = {}
+        at = 0
+        for name, (d_out, d_in) in self.shapes.items():
+            if self.train_a:
+                A, at = row[at : at + self.rank * d_in].view(self.rank, d_in), at + self.rank * d_in
+            else:
+                A = self._modules[name].A[slot]
+            B, at = row[at : at + d_out * self.rank].view(d_out, self.rank), at + d_out * self.rank
+            factors[name] = Factors(A.detach().cpu().clone(), (B.detach() * self.scaling).cpu())
+        return Adapter(factors)
+
+
+class FrozenStack:
+    """The distinct finished adapters of a batch, padded with zeros to one rank.
+
+    Args:
+        adapters: G adapters; None is the bare base model.
+        shapes: modules of the model with (d_out, d_in).
+
+    Raises:
+        AdapterError: an adapter names a module the model does not have, or has another width.
+    """
+
+    def __init__(
+        self, adapters: Sequence[Adapter | None], shapes: Shapes, *, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.rows: Tensor | None = None
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._gathered: dict[str, tuple[Tensor, Tensor]] = {}
+        names = dict.fromkeys(name for adapter in adapters if adapter for name in adapter.modules)
+        for name in names:
+            if name not in shapes:
+                raise AdapterError(
+                    f"the adapter has a module {name} that this base model does not have; "
+                    "use the base model it was trained on"
+                )
+            self._factors[name] = _pad_together(name, adapters, shapes[name], device, dtype)
+
+    @property
+    def module_names(self) -> Iterable[str]:
+        """Names of the linear layers this stack adds to."""
+        return self._factors.keys()
+
+    def route(self, rows: Tensor) -> None:
+        """Choose each batch row's adapter, (batch,) indices; the factors are gathered once and reused every call."""
+        self.rows = rows
+        self._gathered = {name: (A[rows], B[rows]) for name, (A, B) in self._factors.items()}
+
+    def delta(self, module: str, x: Tensor) -> Tensor:
+        """Return what each row's adapter adds to the module's output."""
+        _check_rows(self.rows, x, module)
+        return routed_delta(x, *self._gathered[module])
+
+
+def _pad_together(
+    name: str,
+    adapters: Sequence[Adapter | None],
+    shape: tuple[int, int],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    d_out, d_in = shape
+    rank = max(a.modules[name].rank for a in adapters if a and name in a.modules)
+    A = torch.zeros(len(adapters), rank, d_in, device=device, dtype=dtype)
+    B = torch.zeros(len(adapters), d_out, rank, device=device, dtype=dtype)
+    for index, adapter in enumerate(adapters):
+        if adapter is None or name not in adapter.modules:
+            continue
+        factors = adapter.modules[name]
+        if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
+            raise AdapterError(
+                f"module {name}: the adapter maps {factors.A.shape[1]} to {factors.B.shape[0]} values, the base's "
+                f"layer {d_in} to {d_out}; use the base model it was trained on"
+            )
+        A[index, : factors.rank] = factors.A.to(A)
+        B[index, :, : factors.rank] = factors.B.to(B)
+    return A, B

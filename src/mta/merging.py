@@ -1,0 +1,157 @@
+"""Stage 2 as maths: which anchors a user is close to, with what weights, merged into one adapter.
+
+Vectors and adapters in, adapters out; no model, no file. `weights[k]` always belongs to `adapters[k]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mta.config import MergeConfig
+from mta.errors import AdapterError, ConfigError
+from mta.lora.adapter import Adapter, cat, distance, mix_factors, scale
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The anchors one user is merged from, nearest first."""
+
+    user_id: str
+    anchor_ids: tuple[str, ...]
+    similarities: tuple[float, ...]
+    """Cosine similarity to each anchor, highest first."""
+    weights: tuple[float, ...]
+    """Merge weight of each anchor, in the same order; they sum to 1."""
+
+
+def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
+    """Return the cosine similarity of every user to every anchor.
+
+    Source: MTA Eq. 4   sim(u, s) = E_u . E_s / (|E_u| |E_s|)
+
+    Args:
+        users: (U, D) retrieval vectors.
+        anchors: (M, D) retrieval vectors from the same encoder.
+
+    Returns:
+        (U, M) in [-1, 1]; a zero vector is similar to nothing (0).
+    """
+    if users.shape[-1] != anchors.shape[-1]:
+        raise ConfigError(
+            f"user vectors have {users.shape[-1]} dimensions, anchor vectors {anchors.shape[-1]}; "
+            "use the encoder the bank was built with"
+        )
+    unit_users = torch.nn.functional.normalize(users.double(), dim=-1)
+    unit_anchors = torch.nn.functional.normalize(anchors.double(), dim=-1)
+    return (unit_users @ unit_anchors.T).clamp(-1, 1)
+
+
+def similarity_weights(similarities: Tensor) -> Tensor:
+    """Turn the similarities of one user's K anchors into merge weights.
+
+    Source: MTA Eq. 6   w_k = sim_k / sum_j sim_j
+
+    Negative similarities count as 0; if none is positive the weights are uniform. The closer anchor never gets the
+    smaller weight.
+
+    Args:
+        similarities: (K,)
+
+    Returns:
+        (K,) >= 0, sum 1, in the order of `similarities`.
+    """
+    positive = similarities.double().clamp_min(0)
+    total = positive.sum()
+    if total <= 0:
+        return torch.full_like(positive, 1 / len(positive))
+    return positive / total
+
+
+def match_anchors(
+    user_ids: Sequence[str], similarities: Tensor, anchor_ids: Sequence[str], *, top_k: int
+) -> list[Match]:
+    """Pick each user's `top_k` most similar anchors and weigh them.
+
+    Args:
+        user_ids: U ids.
+        similarities: (U, M) from `cosine_similarity`.
+        anchor_ids: M ids, in the order of the columns; equal similarities keep this order.
+        top_k: anchors per user (K).
+
+    Raises:
+        ConfigError: K is larger than the bank.
+    """
+    if top_k > len(anchor_ids):
+        raise ConfigError(
+            f"top_k is {top_k} but the bank has {len(anchor_ids)} anchors; "
+            f"lower it to at most {len(anchor_ids)} or build a larger bank"
+        )
+    matches = []
+    for user_id, row in zip(user_ids, similarities, strict=True):
+        order = torch.sort(row, descending=True, stable=True).indices[:top_k]
+        nearest = row[order]
+        matches.append(
+            Match(
+                user_id,
+                tuple(anchor_ids[int(i)] for i in order),
+                tuple(float(s) for s in nearest),
+                tuple(float(w) for w in similarity_weights(nearest)),
+            )
+        )
+    return matches
+
+
+def merge_cat(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """Merge adapters exactly: the delta is the weighted sum of the deltas, at rank K * r.
+
+    Source: MTA Eq. 5   Delta = sum_k w_k B_k A_k
+
+    Args:
+        adapters: K adapters; ranks may differ.
+        weights: K numbers; weights[k] belongs to adapters[k].
+
+    Raises:
+        AdapterError: counts do not match, or the adapters belong to different base models.
+    """
+    if len(adapters) != len(weights):
+        raise AdapterError(f"got {len(adapters)} adapters and {len(weights)} weights; give one weight per adapter")
+    return cat([scale(adapter, w) for adapter, w in zip(adapters, weights, strict=True)])
+
+
+def merge_linear(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """Merge adapters factor by factor, as the authors' code does; the rank stays r.
+
+    Source: MTA Eq. 5   A = sum_k w_k A_k,   B = sum_k w_k B_k
+
+    The delta of the result is not the weighted sum of the deltas unless all adapters share A (see
+    `lora.adapter.mix_factors`). Use `merge_cat` where that must hold exactly.
+
+    Raises:
+        AdapterError: modules or ranks differ, or counts do not match.
+    """
+    return mix_factors(adapters, weights)
+
+
+def merge(adapters: Sequence[Adapter], weights: Sequence[float], config: MergeConfig) -> Adapter:
+    """Merge as configured: `cat` or `linear`, times the optional scale of the merged delta (1 is the paper)."""
+    merged = merge_cat(adapters, weights) if config.mode == "cat" else merge_linear(adapters, weights)
+    return merged if config.scale == 1.0 else scale(merged, config.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeDistance:
+    """How far the factor-wise merge is from the exact one."""
+
+    relative: float
+    """|exact - linear| / |exact| over all modules; 0 when they agree."""
+    cosine: float
+    """Cosine of the two deltas; 1 when they point the same way."""
+
+
+def merge_distance(adapters: Sequence[Adapter], weights: Sequence[float]) -> MergeDistance:
+    """Measure how far `merge_linear` is from `merge_cat` for one user's anchors."""
+    return MergeDistance(*distance(merge_cat(adapters, weights), merge_linear(adapters, weights)))

@@ -1,0 +1,72 @@
+"""Named tensors on disk: safetensors with a checksum of the contents, written atomically, never pickle.
+
+Example:
+    >>> save_tensors(Path("vectors.safetensors"), {"users": vectors}, metadata={"encoder": "minilm"})
+    >>> tensors, metadata = load_tensors(Path("vectors.safetensors"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mta.errors import AdapterError, StorageError
+from mta.files import atomic_path, storage_errors
+
+CHECKSUM = "sha256"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to `path` atomically, with a checksum over names, shapes and values in the file's metadata."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    note = {**(metadata or {}), CHECKSUM: tensors_checksum(plain)}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, str(temporary), metadata=note)
+        except SafetensorError as error:  # wraps the operating system's error, for example a full disk
+            raise StorageError(f"cannot write {path}: {error}; check the free space and the permissions") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata; the checksum is verified where the file has one.
+
+    Raises:
+        StorageError: the file is missing or not readable.
+        AdapterError: it is not safetensors, is cut off, or its contents do not match its checksum.
+    """
+    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+        raise AdapterError(
+            f"{path} is a pickle file, which can run code when it is opened; convert it to safetensors on a machine "
+            "you trust"
+        )
+    with storage_errors(path, "read"):
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            metadata = dict(stream.metadata() or {})
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{path} is not a readable safetensors file ({error}); it may be cut off - make it again"
+        ) from error
+    if CHECKSUM in metadata and tensors_checksum(tensors) != metadata[CHECKSUM]:
+        raise AdapterError(f"{path} is damaged: its contents do not match its checksum; make it again")
+    return tensors, metadata
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names, shapes, dtypes and values, independent of the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.numel():
+            digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,336 @@
+"""The one training loop: many users' adapters in shared batches, each as if it were alone.
+
+Bank anchors, the population adapter, adaptation and every trained rival are `TrainJob`s. Users wait in a queue for one
+of S slots; in every round each live user's next update is collected, all their rows are sorted by length into common
+batches, and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
+
+Why a user gets the same adapter in any company:
+- the loss is a sum over users of each user's own mean over the answer tokens of its own update;
+- gradients of different slots are disjoint, and moments, clock, learning rate and clipping are per slot;
+- the initial A and the order of examples depend on the job, not on the slot.
+
+Example:
+    >>> for done in train(base, [TrainJob("ada", rows, TrainConfig())], engine=EngineConfig()):
+    ...     print(done.job_id, done.updates, done.losses[-1])
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mta.base_model import BaseModel
+from mta.config import EngineConfig, TrainConfig
+from mta.errors import ConfigError, DataError
+from mta.forward import answer_nll
+from mta.lora.adapter import Adapter
+from mta.lora.attach import attached
+from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
+from mta.lora.stacked import TrainableStack
+from mta.packing import TokenRow, length_buckets
+from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
+from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished job."""
+
+    job_id: str
+    adapter: Adapter
+    updates: int
+    """Updates made."""
+    tokens: int
+    """Tokens (prompt and answer, without padding) that went forward and backward."""
+    losses: tuple[float, ...]
+    """Mean loss per answer token of every update, in nats, before the update."""
+    held_out_losses: tuple[float, ...]
+    """Mean held-out loss before training and after each epoch; () without held-out rows."""
+    diverged: bool
+    """True if a gradient was not finite; the adapter is then the last good one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """How far a training call is."""
+
+    updates: int
+    total_updates: int
+    """Upper bound; early stopping makes fewer."""
+    finished: int
+    jobs: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class _Live:
+    """A job in a slot."""
+
+    job: TrainJob
+    slot: int
+    state: SlotState = field(default_factory=SlotState)
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self.state.step % updates_per_epoch(len(self.job.rows), self.job.config) == 0
+
+
+def train(
+    base: BaseModel,
+    jobs: Sequence[TrainJob],
+    *,
+    engine: EngineConfig,
+    checkpoint: Path | None = None,
+    dtype: torch.dtype | None = None,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+) -> Iterator[Trained]:
+    """Train all jobs and yield each as it finishes.
+
+    Args:
+        base: the frozen model; nothing of it is changed.
+        jobs: rank, alpha, targets and train_a must be equal; everything else may differ per job.
+        engine: packing; it decides speed, not results.
+        checkpoint: file for unfinished work; the same call after a kill continues from it and gives the same result.
+            Jobs whose `Trained` was yielded before the checkpoint are not yielded again; the caller keeps them.
+            Remove the file when everything is stored (`finish_checkpoint`).
+        dtype: dtype of the trained values and Adam's moments; float32 unless the model is wider.
+        on_progress: called after every round.
+
+    Raises:
+        ConfigError: jobs that cannot share a stack, or equal job ids.
+        DataError: a job without rows.
+    """
+    if not jobs:
+        return
+    _check(jobs)
+    run = _Engine(base, jobs, engine, dtype or torch.promote_types(base.dtype, torch.float32))
+    fingerprint = jobs_fingerprint(jobs, engine.slots)
+    if checkpoint is not None and (state := load_state(checkpoint, fingerprint)) is not None:
+        run.restore(state)
+    saved_at = time.monotonic()
+    while run.admit():
+        yield from run.round()
+        if on_progress:
+            on_progress(run.progress())
+        if checkpoint is not None and time.monotonic() - saved_at >= engine.checkpoint_every_s:
+            save_state(checkpoint, run.state(fingerprint))
+            saved_at = time.monotonic()
+
+
+def finish_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint whose results are all stored."""
+    checkpoint.unlink(missing_ok=True)
+
+
+def _check(jobs: Sequence[TrainJob]) -> None:
+    seen: set[str] = set()
+    for job in jobs:
+        if job.job_id in seen:
+            raise ConfigError(f"two jobs are called {job.job_id!r}; ids must be unique")
+        seen.add(job.job_id)
+        if not job.rows:
+            raise DataError(f"{job.job_id!r} has no training examples; leave this user out, or give more history")
+        if any(not row.answer for row in (*job.rows, *job.held_out)):
+            raise DataError(f"{job.job_id!r} has a training example without an answer; every example needs one")
+        mine, first = _stack_key(job.config), _stack_key(jobs[0].config)
+        if mine != first:
+            raise ConfigError(
+                f"jobs {jobs[0].job_id!r} and {job.job_id!r} differ in (rank, alpha, target_modules, train_a): "
+                f"{first} and {mine}; train them in separate calls"
+            )
+
+
+def _stack_key(config: TrainConfig) -> tuple[int, float, tuple[str, ...], bool]:
+    return config.rank, config.alpha, config.target_modules, config.train_a
+
+
+class _Engine:
+    """The slots, the queue and one round of work."""
+
+    def __init__(self, base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, dtype: torch.dtype) -> None:
+        config = jobs[0].config
+        self.base, self.jobs, self.engine = base, list(jobs), engine
+        self.stack = TrainableStack(
+            base.shapes(config.target_modules),
+            slots=min(engine.slots, len(jobs)),
+            rank=config.rank,
+            scaling=config.scaling,
+            frozen_rank=max((job.frozen.rank for job in jobs if job.frozen), default=0),
+            train_a=config.train_a,
+            device=base.device,
+            dtype=dtype,
+            compute_dtype=base.dtype,
+        )
+        self.optimizer = SlotAdamW(self.stack.parameters, self.stack.gradients)
+        self.live: dict[int, _Live] = {}
+        self.next_job = 0
+        self.finished: list[str] = []
+        self.tokens = 0
+
+    def admit(self) -> bool:
+        """Give free slots to waiting jobs; return whether anybody is live."""
+        admitted: list[_Live] = []
+        for slot in range(self.stack.slots):
+            if slot not in self.live and self.next_job < len(self.jobs):
+                admitted.append(_Live(self.jobs[self.next_job], slot))
+                self._prepare(admitted[-1])
+                self.next_job += 1
+        self._judge(admitted)
+        return bool(self.live)
+
+    def _lives(self) -> list[_Live]:
+        """Return the live users in order of slot, so that batches do not depend on who was admitted when."""
+        return [self.live[slot] for slot in sorted(self.live)]
+
+    def _prepare(self, live: _Live) -> None:
+        job = live.job
+        self.optimizer.reset(live.slot)
+        key = job.job_id if job.init_key is None else job.init_key
+        self.stack.fill(live.slot, seed=job.config.seed, key=key, frozen=job.frozen)
+        self.live[live.slot] = live
+
+    def round(self) -> list[Trained]:
+        """Make one update for every live user; return the users that finished with it."""
+        norms = self._update()
+        done: list[Trained] = []
+        for live in self._lives():
+            if not _finite(norms[live.slot]):
+                log.warning("%s diverged at update %d; keeping its last good adapter", live.job.job_id, live.state.step)
+                done.append(self._retire(live, diverged=True))
+        self._judge([live for live in self._lives() if live.epoch_ended or live.state.step == live.job.total])
+        for live in self._lives():
+            if live.state.stopped or live.state.step >= live.job.total:
+                done.append(self._retire(live, diverged=False))
+        return done
+
+    def _update(self) -> dict[int, float]:
+        """Collect every live user's next update, run it in shared batches, and step each slot."""
+        work: list[tuple[_Live, TokenRow]] = []
+        answer_tokens: dict[int, int] = {}
+        for live in self._lives():
+            job = live.job
+            chosen = update_examples(len(job.rows), job.config, job_id=job.job_id, step=live.state.step)
+            rows = [job.rows[index] for index in chosen]
+            work += [(live, row) for row in rows]
+            answer_tokens[live.slot] = sum(len(row.answer) for row in rows)
+            live.state.tokens += sum(map(len, rows))
+            self.tokens += sum(map(len, rows))
+        losses = dict.fromkeys(self.live, 0.0)
+        for live, nll in self._run(work, weights=answer_tokens):
+            losses[live.slot] += nll / answer_tokens[live.slot]
+        return self._step(losses)
+
+    def _step(self, losses: dict[int, float]) -> dict[int, float]:
+        updates = []
+        for live in self._lives():
+            rate = learning_rate(live.job.config, step=live.state.step, total=live.job.total)
+            updates.append(SlotUpdate(live.slot, rate, live.job.config))
+            live.state.losses.append(losses[live.slot])
+            live.state.step += 1
+        return self.optimizer.step(updates)
+
+    def _run(
+        self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
+    ) -> list[tuple[_Live, float]]:
+        """Run rows in length buckets; with `weights`, accumulate each row's gradient divided by its slot's weight."""
+        results: list[tuple[_Live, float]] = []
+        buckets = length_buckets(work, lambda item: len(item[1]), tokens_per_batch=self.engine.tokens_per_batch)
+        with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
+            for bucket in buckets:
+                self.stack.rows = torch.tensor([live.slot for live, _ in bucket], device=self.base.device)
+                nll = answer_nll(self.base, [row for _, row in bucket])  # (batch,)
+                if weights is not None:
+                    counts = torch.tensor([weights[live.slot] for live, _ in bucket]).to(nll)
+                    _accumulate((nll / counts).sum())
+                results += [(live, value) for (live, _), value in zip(bucket, nll.detach().tolist(), strict=True)]
+        return results
+
+    def _judge(self, lives: Sequence[_Live]) -> None:
+        """Measure held-out loss of the given users and keep their best parameters."""
+        work = [(live, row) for live in lives for row in live.job.held_out]
+        if not work:
+            return
+        sums = {live.slot: 0.0 for live, _ in work}
+        for live, nll in self._run(work, weights=None):
+            sums[live.slot] += nll
+        for live in lives:
+            if live.job.held_out:
+                loss = sums[live.slot] / sum(len(row.answer) for row in live.job.held_out)
+                live.state.judge(loss, self.stack.parameters[live.slot], patience=live.job.config.patience)
+
+    def _retire(self, live: _Live, *, diverged: bool) -> Trained:
+        """Export a finished user's adapter and clean its slot."""
+        state = live.state
+        trained = Trained(
+            job_id=live.job.job_id,
+            adapter=self.stack.export(live.slot, state.best),
+            updates=state.step,
+            tokens=state.tokens,
+            losses=tuple(state.losses),
+            held_out_losses=tuple(state.held_out_losses),
+            diverged=diverged,
+        )
+        self.stack.clear(live.slot)
+        self.optimizer.reset(live.slot)
+        del self.live[live.slot]
+        self.finished.append(live.job.job_id)
+        return trained
+
+    def progress(self) -> TrainProgress:
+        """Return how far this call is."""
+        totals = {job.job_id: job.total for job in self.jobs}
+        done = sum(totals[name] for name in self.finished) + sum(live.state.step for live in self.live.values())
+        return TrainProgress(done, sum(totals.values()), len(self.finished), len(self.jobs), self.tokens)
+
+    def state(self, fingerprint: str) -> TrainingState:
+        """Return everything an interrupted call needs to go on."""
+        slots = sorted(self.live)
+        return TrainingState(
+            fingerprint=fingerprint,
+            next_job=self.next_job,
+            finished=list(self.finished),
+            tokens=self.tokens,
+            slots={slot: (self.live[slot].job.job_id, self.live[slot].state) for slot in slots},
+            parameters=self.stack.parameters[slots],
+            first_moments=self.optimizer.first_moments[slots],
+            second_moments=self.optimizer.second_moments[slots],
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Put an interrupted call's slots back as they were."""
+        jobs = {job.job_id: job for job in self.jobs}
+        self.next_job, self.finished, self.tokens = state.next_job, list(state.finished), state.tokens
+        for index, (slot, (job_id, slot_state)) in enumerate(sorted(state.slots.items())):
+            self._prepare(_Live(jobs[job_id], slot, slot_state))
+            _copy_row(self.stack.parameters, slot, state.parameters[index])
+            _copy_row(self.optimizer.first_moments, slot, state.first_moments[index])
+            _copy_row(self.optimizer.second_moments, slot, state.second_moments[index])
+            self.optimizer.steps[slot] = slot_state.step
+
+
+def _accumulate(loss: Tensor) -> None:
+    """Add the loss's gradients to the stack's gradient rows.
+
+    Gradients are strided views of one matrix on purpose (a slot is a row); torch warns once about their layout.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _copy_row(into: Tensor, slot: int, row: Tensor) -> None:
+    with torch.no_grad():
+        into[slot].copy_(row)
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

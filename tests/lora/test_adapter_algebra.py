@@ -1,0 +1,165 @@
+"""The algebra: adapters add, scale, mix and truncate as their dense deltas do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import random_adapter, tiny_base
+from mta.config import ALL_LINEAR, MergeConfig
+from mta.errors import AdapterError, ConfigError
+from mta.lora.adapter import Adapter, Factors, cat, distance, mix_factors, scale, truncate
+from mta.merging import (
+    cosine_similarity,
+    match_anchors,
+    merge,
+    merge_cat,
+    merge_distance,
+    merge_linear,
+    similarity_weights,
+)
+
+BASE = tiny_base()
+NAMES = list(BASE.shapes(ALL_LINEAR))
+
+
+def adapters(count: int, *, shared_a: bool = False, ranks: tuple[int, ...] = (4,)) -> list[Adapter]:
+    return [
+        random_adapter(BASE, ALL_LINEAR, seed=s, rank=ranks[s % len(ranks)], size=1.0, shared_a=shared_a)
+        for s in range(count)
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(weights=st.lists(st.floats(-2, 2), min_size=1, max_size=5))
+def test_cat_merge_equals_the_weighted_sum_of_dense_deltas(weights):
+    parts = adapters(len(weights), ranks=(4, 2, 8))
+    merged = merge_cat(parts, weights)
+    for name in NAMES[:3]:
+        dense = sum(w * p.modules[name].B @ p.modules[name].A for w, p in zip(weights, parts, strict=True))
+        assert torch.allclose(merged.delta(name), dense, atol=1e-10)
+    assert merged.rank == sum(p.rank for p in parts)
+
+
+def test_linear_merge_mixes_the_factors_and_is_not_the_sum_of_deltas():
+    a, b = adapters(2)
+    mixed = merge_linear([a, b], [0.7, 0.3])
+    name = NAMES[0]
+    A = 0.7 * a.modules[name].A + 0.3 * b.modules[name].A
+    B = 0.7 * a.modules[name].B + 0.3 * b.modules[name].B
+    assert torch.allclose(mixed.delta(name), B @ A, atol=1e-12)
+    found = merge_distance([a, b], [0.5, 0.5])
+    # independent A and B: the factor-wise merge keeps a cosine and a norm of about 1/sqrt(2)
+    assert found.cosine == pytest.approx(0.707, abs=0.05)
+    assert found.relative == pytest.approx(0.707, abs=0.05)
+
+
+def test_with_a_shared_A_both_merges_agree():
+    parts = adapters(3, shared_a=True)
+    found = merge_distance(parts, [0.5, 0.3, 0.2])
+    assert found.relative < 1e-6
+    assert found.cosine == pytest.approx(1, abs=1e-12)
+
+
+def test_merging_one_anchor_with_weight_one_is_that_anchor():
+    (one,) = adapters(1)
+    for mode in ("cat", "linear"):
+        merged = merge([one], [1.0], MergeConfig(mode=mode))
+        assert all(torch.equal(merged.delta(name), one.delta(name)) for name in NAMES)
+
+
+def test_scale_of_the_merged_delta():
+    parts = adapters(2)
+    once, half = (merge(parts, [0.6, 0.4], MergeConfig(scale=s)) for s in (1.0, 0.5))
+    assert torch.allclose(half.delta(NAMES[0]), 0.5 * once.delta(NAMES[0]))
+
+
+def test_distance_equals_the_dense_formula():
+    a, b = adapters(2)
+    dense_a = torch.cat([a.delta(name).flatten() for name in NAMES])
+    dense_b = torch.cat([b.delta(name).flatten() for name in NAMES])
+    relative, cosine = distance(a, b)
+    assert relative == pytest.approx(float((dense_a - dense_b).norm() / dense_a.norm()))
+    assert cosine == pytest.approx(float(torch.nn.functional.cosine_similarity(dense_a, dense_b, dim=0)))
+    assert a.norm() == pytest.approx(float(dense_a.norm()))
+
+
+def test_truncation_is_the_best_low_rank_approximation_and_reports_its_loss():
+    merged = cat(adapters(3))
+    short, lost = truncate(merged, 6)
+    assert short.rank == 6
+    kept = total = 0.0
+    for name in NAMES:
+        values = torch.linalg.svdvals(merged.delta(name))
+        kept += float((values[:6] ** 2).sum())
+        total += float((values**2).sum())
+        error = float((merged.delta(name) - short.delta(name)).norm())
+        assert error == pytest.approx(float((values[6:] ** 2).sum().sqrt()), rel=1e-6)
+    assert lost == pytest.approx(1 - kept / total, rel=1e-6)
+    same, nothing = truncate(merged, merged.rank)
+    assert nothing == pytest.approx(0, abs=1e-12)
+    assert torch.allclose(same.delta(NAMES[0]), merged.delta(NAMES[0]), atol=1e-8)
+
+
+def test_inputs_are_unchanged_and_scale_goes_into_B():
+    (one,) = adapters(1)
+    before = one.fingerprint()
+    double = scale(one, 2.0)
+    assert one.fingerprint() == before
+    assert double.modules[NAMES[0]].A is one.modules[NAMES[0]].A
+
+
+def test_adapters_that_do_not_fit_are_refused_with_both_sizes():
+    a = Adapter({"q": Factors(torch.zeros(2, 4), torch.zeros(4, 2))})
+    b = Adapter({"q": Factors(torch.zeros(3, 4), torch.zeros(4, 3))})
+    wide = Adapter({"q": Factors(torch.zeros(2, 8), torch.zeros(4, 2))})
+    other = Adapter({"v": Factors(torch.zeros(2, 4), torch.zeros(4, 2))})
+    with pytest.raises(AdapterError, match="equal ranks"):
+        mix_factors([a, b], [0.5, 0.5])
+    with pytest.raises(AdapterError, match="different base models"):
+        cat([a, wide])
+    with pytest.raises(AdapterError, match="different modules"):
+        mix_factors([a, other], [0.5, 0.5])
+    with pytest.raises(AdapterError, match="2 adapters and 1 weights"):
+        merge_cat([a, b], [1.0])
+    with pytest.raises(AdapterError, match="one r"):
+        Factors_with_two_ranks = Adapter({"q": Factors(torch.zeros(2, 4), torch.zeros(4, 3))})
+        del Factors_with_two_ranks
+    with pytest.raises(AdapterError, match="zero adapters"):
+        cat([])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_weights_sum_to_one_and_the_closer_anchor_never_weighs_less(similarities):
+    ordered = sorted(similarities, reverse=True)
+    weights = similarity_weights(torch.tensor(ordered, dtype=torch.float64)).tolist()
+    assert sum(weights) == pytest.approx(1)
+    assert all(w >= 0 for w in weights)
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_weights_by_hand():
+    assert similarity_weights(torch.tensor([0.9, 0.6])).tolist() == pytest.approx([0.6, 0.4])
+    assert similarity_weights(torch.tensor([-0.2, -0.5])).tolist() == [0.5, 0.5]
+    assert similarity_weights(torch.tensor([0.5, -0.5])).tolist() == [1.0, 0.0]
+
+
+def test_matching_by_hand():
+    users = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    anchors = torch.tensor([[0.0, 2.0], [5.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    similarity = cosine_similarity(users, anchors)
+    assert similarity[1].tolist() == pytest.approx([0.8, 0.6, 7 / (5 * 2**0.5), 0.0])
+    first, second = match_anchors(["u", "v"], similarity, ["a", "b", "c", "d"], top_k=2)
+    assert first.anchor_ids == ("b", "c")
+    assert second.anchor_ids == ("c", "a")
+    assert second.weights[0] > second.weights[1]
+    assert sum(second.weights) == pytest.approx(1)
+
+
+def test_more_anchors_than_the_bank_has_is_refused():
+    with pytest.raises(ConfigError, match="top_k is 3 but the bank has 2 anchors"):
+        match_anchors(["u"], torch.zeros(1, 2), ["a", "b"], top_k=3)
+    with pytest.raises(ConfigError, match="use the encoder the bank was built with"):
+        cosine_similarity(torch.zeros(1, 3), torch.zeros(1, 4))

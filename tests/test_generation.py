@@ -1,0 +1,76 @@
+"""Mixed-user batches answer what each user alone answers; label scores equal separate rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers import random_adapter, random_rows, tiny_base
+from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
+from mta.errors import AdapterError
+from mta.generation import Request, generate, score_answers, score_labels
+from mta.lora.adapter import Adapter, Factors
+from mta.packing import TokenRow
+
+TOGETHER = EngineConfig(predict_tokens_per_batch=400)
+ALONE = EngineConfig(predict_tokens_per_batch=1)
+
+
+def mixed_requests(base) -> list[Request]:
+    adapters = [
+        None,
+        random_adapter(base, ALL_LINEAR, seed=1, rank=4, size=0.3),
+        random_adapter(base, ALL_LINEAR, seed=2, rank=20, size=0.3),
+        random_adapter(base, QUERY_VALUE, seed=3, rank=2, size=0.5),
+    ]
+    return [Request(row, adapters[index % 4]) for index, row in enumerate(random_rows(11, 12))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixed_batch_generates_what_each_user_alone_generates(dtype):
+    base = tiny_base(dtype)
+    requests = mixed_requests(base)
+    together = generate(base, requests, max_new_tokens=8, engine=TOGETHER)
+    alone = [generate(base, [request], max_new_tokens=8, engine=ALONE)[0] for request in requests]
+    assert together == alone
+    assert len(set(together)) > 6, "different people should answer differently here"
+
+
+def test_an_adapter_changes_the_answer_and_the_base_row_stays_bare():
+    base = tiny_base()
+    row = random_rows(1, 1)[0]
+    adapter = random_adapter(base, ALL_LINEAR, seed=1, size=0.5)
+    bare = generate(base, [Request(row)], max_new_tokens=6, engine=ALONE)
+    both = generate(base, [Request(row, adapter), Request(row)], max_new_tokens=6, engine=TOGETHER)
+    assert both[1] == bare[0]
+    assert both[0] != both[1]
+
+
+def test_score_answers_is_the_same_in_any_batch():
+    base = tiny_base()
+    requests = mixed_requests(base)
+    together = score_answers(base, requests, engine=TOGETHER)
+    alone = [score_answers(base, [request], engine=ALONE)[0] for request in requests]
+    assert together == pytest.approx(alone, abs=1e-11)
+
+
+def test_label_scores_equal_scoring_each_label_as_its_own_row():
+    base = tiny_base()
+    requests = mixed_requests(base)
+    labels = [(40, 41, 1), (40, 1), (99, 98, 97, 1), (41, 1)]
+    scores = score_labels(base, requests, labels, engine=TOGETHER)
+    for index, request in enumerate(requests):
+        for column, label in enumerate(labels):
+            row = TokenRow(request.row.prompt, label)
+            (expected,) = score_answers(base, [Request(row, request.adapter)], engine=ALONE)
+            assert float(scores[index, column]) == pytest.approx(-expected, abs=1e-10)
+
+
+def test_adapter_of_another_base_model_is_refused():
+    base, other = tiny_base(), tiny_base(width=64)
+    adapter = random_adapter(other, ALL_LINEAR, seed=1)
+    with pytest.raises(AdapterError, match="use the base model it was trained on"):
+        generate(base, [Request(random_rows(1, 1)[0], adapter)], max_new_tokens=2, engine=ALONE)
+    unknown = Adapter({"model.layers.7.self_attn.q_proj": Factors(torch.zeros(2, 32), torch.zeros(32, 2))})
+    with pytest.raises(AdapterError, match="does not have"):
+        generate(base, [Request(random_rows(1, 1)[0], unknown)], max_new_tokens=2, engine=ALONE)
