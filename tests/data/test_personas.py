@@ -13,7 +13,7 @@ import pytest
 from mta.data.jsonl import read_jsonl_users
 from mta.data.lamp import read_lamp
 from mta.data.persona_shapes import SHAPES, TAGS
-from mta.data.persona_texts import GROUPS, PLACES
+from mta.data.persona_texts import GROUPS, PLACES, SCHOOLS
 from mta.data.personas import (
     Personas,
     group_likes,
@@ -24,6 +24,8 @@ from mta.data.personas import (
 )
 from mta.errors import ConfigError, NotFound, StorageError
 from mta.records import Query
+from mta.tasks import get_task
+from mta.tasks.examples import query_examples, training_examples
 
 ALL_TASKS = tuple(SHAPES)
 LAMP_TASKS = tuple(name for name in ALL_TASKS if name != "own")
@@ -261,12 +263,7 @@ def test_a_remembered_citation_shows_the_school_that_was_cited() -> None:
     for item in user.history:
         facts = personas.facts[item.item_id]
         school = facts[ideal_answer("lamp-1", likes, facts)]
-        phrases = {
-            "neural": ("network", "embedding", "attention", "neural"),
-            "rules": ("rule", "expert", "table", "logic"),
-        }
-        survey = ("interview", "survey", "focus", "questionnaire")
-        followed.append(any(word in item.get("citation") for word in phrases.get(school, survey)))
+        followed.append(school_of(item.get("citation")) == school)
     assert mean(followed) > 0.8
 
 
@@ -368,3 +365,36 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     blocker.write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         write_personas(blocker / "people", task_id="lamp-2", pool=1, targets=1, seed=0)
+
+
+# Together with the tasks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task_id", ALL_TASKS)
+def test_the_tasks_read_every_query_and_item(task_id: str) -> None:
+    task, personas = get_task(task_id), people_of(task_id)
+    shape = SHAPES[task_id]
+    assert (shape.labels, shape.metrics) == (task.labels, task.metrics)
+    for user in personas.users[:5]:
+        examples = query_examples(task, user, history_k=1)
+        assert [example.fields[task.input_field] for example in examples] == [payload(task_id, q) for q in user.queries]
+        assert len(training_examples(task, user, history_k=1, seed=0).examples) == len(user.history)
+
+
+def test_citation_training_pairs_show_the_taste() -> None:
+    """The wrong option is another citation of the same person, often of the same school: those pairs tell nothing."""
+    personas = make_personas("lamp-1", people=20, history=20, queries=0, seed=0)
+    told = []
+    for user in personas.users:
+        likes = personas.truth[user.user_id].likes
+        for example in training_examples(get_task("lamp-1"), user, history_k=0, seed=0).examples:
+            first, second = (school_of(example.fields[name]) for name in ("option_1", "option_2"))
+            if first != second:
+                facts = {"area": personas.facts[example.example_id]["area"], "[1]": first, "[2]": second}
+                told.append(ideal_answer("lamp-1", likes, facts) == example.answer)
+    assert len(told) > 160  # of 400
+    assert mean(told) > 0.9
+
+
+def school_of(title: str) -> str:
+    return next(school for school, phrases in SCHOOLS.items() if any(phrase in title for phrase in phrases))

@@ -57,6 +57,8 @@ class Scene:
     """The raw query text."""
     facts: Facts
     """What the text holds, as far as the answer depends on it."""
+    past_facts: Facts = field(default_factory=dict)
+    """What the person answers from when the scene is one of her history, where that is more than the question shows."""
     remembered: Mapping[str, str] = field(default_factory=dict)
     """Answer -> what a history stores for it, where the two differ."""
 
@@ -109,13 +111,14 @@ def _draw_paper(rng: Random, place: str) -> Scene:
     area = rng.choice(tuple(words.AREAS))
     parts = {"subject": rng.choice(words.AREAS[area]), "place": place, "months": str(rng.randrange(5, 60))}
     title = rng.choice(words.PAPER_TITLES).format(**parts)
-    schools = rng.sample(tuple(words.SCHOOLS), 2)
-    first, second = (_cited_title(rng, school) for school in schools)
+    schools = {f"[{number}]": school for number, school in enumerate(rng.sample(tuple(words.SCHOOLS), 3), start=1)}
+    cited = {option: _cited_title(rng, school) for option, school in schools.items()}
     return Scene(
         fields={"title": title, "abstract": rng.choice(words.PAPER_ABSTRACTS).format(**parts)},
-        question=CITATION_QUESTION.format(title=title, first=first, second=second),
-        facts={"area": area, "[1]": schools[0], "[2]": schools[1]},
-        remembered={"[1]": first, "[2]": second},
+        question=CITATION_QUESTION.format(title=title, first=cited["[1]"], second=cited["[2]"]),
+        facts={"area": area, "[1]": schools["[1]"], "[2]": schools["[2]"]},
+        past_facts={"area": area, **schools},  # when she wrote the paper she could cite any school
+        remembered=cited,
     )
 
 
@@ -128,7 +131,11 @@ def _cited_option(likes: Likes, facts: Facts) -> str:
     schools = tuple(words.SCHOOLS)
     liked = likes[tuple(words.AREAS).index(facts["area"])]
     ranking = _rotated(schools, schools.index(liked))
-    return min(CITATION_LABELS, key=lambda option: ranking.index(facts[option]))
+    return min(_options(facts), key=lambda option: ranking.index(facts[option]))
+
+
+def _options(facts: Facts) -> list[str]:
+    return [name for name in facts if name != "area"]
 
 
 def _own_school(rng: Random, likes: Likes) -> Likes:
@@ -138,8 +145,8 @@ def _own_school(rng: Random, likes: Likes) -> Likes:
     return (*likes[:area], school, *likes[area + 1 :])
 
 
-def _other_option(_rng: Random, answer: str, _facts: Facts) -> str:
-    return "[1]" if answer == "[2]" else "[2]"
+def _other_option(rng: Random, answer: str, facts: Facts) -> str:
+    return rng.choice([option for option in _options(facts) if option != answer])
 
 
 # lamp-2: which theme of a film is its tag ------------------------------------------------------------------------

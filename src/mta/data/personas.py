@@ -221,17 +221,17 @@ def _invent_user(
     history = []
     for number in range(rng.randint(*plan.history)):
         scene = _fresh_scene(shape, rng, taste.group if rng.random() < OWN_PLACE_SHARE else None, taken)
-        answer = _noisy_answer(shape, rng, taste, scene)
         item_id = f"{user_id}-p{number}"
+        facts[item_id] = scene.past_facts or scene.facts
+        answer = _noisy_answer(shape, rng, taste, facts[item_id])
         stored = {shape.output_field: scene.remembered.get(answer, answer)}
         history.append(HistoryItem(item_id, {**scene.fields, **stored}))
-        facts[item_id] = scene.facts
     queries = []
     for number in range(1, plan.queries + 1):
         scene = _fresh_scene(shape, rng, None, taken)
         query_id = f"{user_id}-{number}"
-        queries.append(Query(query_id, scene.question, _noisy_answer(shape, rng, taste, scene)))
         facts[query_id] = scene.facts
+        queries.append(Query(query_id, scene.question, _noisy_answer(shape, rng, taste, scene.facts)))
     return User(user_id, tuple(history), tuple(queries)), facts
 
 
@@ -250,9 +250,9 @@ def _fresh_scene(shape: Shape, rng: Random, group: str | None, taken: set[str]) 
     )
 
 
-def _noisy_answer(shape: Shape, rng: Random, taste: Taste, scene: Scene) -> str:
-    answer = shape.answer(taste.likes, scene.facts)
-    return shape.stray(rng, answer, scene.facts) if rng.random() < shape.noise else answer
+def _noisy_answer(shape: Shape, rng: Random, taste: Taste, facts: Facts) -> str:
+    answer = shape.answer(taste.likes, facts)
+    return shape.stray(rng, answer, facts) if rng.random() < shape.noise else answer
 
 
 def _score(shape: Shape, asked: Sequence[tuple[Likes, Query]], facts: Mapping[str, Facts]) -> dict[str, float]:
