@@ -139,8 +139,8 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deeply nested"
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deep or too long a value"
         raise DataError(
             f"{path} is not valid JSON ({where}: {error}); the file may be cut off - fetch or write it again"
         ) from error
@@ -159,7 +159,7 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
             continue
         try:
             rows.append((number, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             raise DataError(
                 f"{path}, line {number} is not valid JSON: {error}; each line must be one object"
             ) from error
