@@ -11,7 +11,7 @@ import torch
 from helpers import random_adapter, random_rows, tiny_base
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
 from mta.forward import answer_nll
-from mta.lora.adapter import Adapter, cat
+from mta.lora.adapter import Adapter, cat, recipe
 from mta.lora.attach import attached
 from mta.lora.stacked import FrozenStack, initial_A
 from mta.merging import merge_cat
@@ -46,7 +46,7 @@ def seven_jobs(base, *, frozen: bool, targets=ALL_LINEAR) -> list[TrainJob]:
         beneath = None
         if frozen:
             anchors = [random_adapter(base, targets, seed=100 + index + k, rank=4 + k) for k in range(2)]
-            beneath = merge_cat(anchors, [0.6, 0.4])
+            beneath = recipe(merge_cat(anchors, [0.6, 0.4]))
         config = dataclasses.replace(BASE_CONFIG, target_modules=targets, **changes)
         held_out = random_rows(50 + index, 3) if config.held_out_share else ()
         rows = random_rows(index, 3 + 2 * index)
@@ -147,11 +147,11 @@ def test_base_and_merged_tensors_are_bit_identical_after_adaptation():
     base = tiny_base(torch.float32)
     jobs = seven_jobs(base, frozen=True)
     before_model = {name: p.clone() for name, p in base.model.state_dict().items()}
-    before_frozen = [job.frozen.fingerprint() for job in jobs]
+    before_frozen = [job.frozen.make().fingerprint() for job in jobs]
     results(base, jobs, TOGETHER)
     after = base.model.state_dict()
     assert all(torch.equal(before_model[name], after[name]) for name in before_model)
-    assert before_frozen == [job.frozen.fingerprint() for job in jobs]
+    assert before_frozen == [job.frozen.make().fingerprint() for job in jobs]
     assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
 
 

@@ -17,7 +17,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mta.errors import ConfigError
@@ -120,6 +120,11 @@ class TrainConfig:
     """Largest gradient norm of one user's adapter; 0 turns clipping off."""
     held_out_share: float = 0.0
     """Share of a user's own examples kept aside for early stopping; 0 trains on all of them."""
+    max_items: int = 0
+    """Most history items of one user that become examples, the last ones; 0 means all. All are still shown."""
+    allow_proxy: bool = False
+    """Where a history gives no training pair of the task itself (LaMP-1 without known citations), train on the task's
+    related question (title to abstract) instead of leaving the user out."""
     patience: int = 1
     """Epochs without a better held-out loss before a user stops; used when held_out_share > 0."""
     seed: int = 42
@@ -180,6 +185,27 @@ class MergeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankConfig:
+    """Everything that decides a bank."""
+
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    """Prompts of the anchors' examples; adaptation and evaluation take them from the bank."""
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    """Choice of anchors."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training of each anchor's adapter."""
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """Encoder and document of the matching vectors."""
+    shared_init: bool = True
+    """All anchors start from one A, so that adapters can be mixed factor by factor."""
+    population_beneath: bool = False
+    """First train one adapter on all pool users and train the anchors on top of it, so that they learn only what
+    differs from it."""
+    population_train: TrainConfig = field(default_factory=TrainConfig)
+    """Training of that population adapter; its rank and targets may differ from the anchors'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How work is packed. It decides speed and memory, never which update a user gets."""
 
@@ -199,10 +225,13 @@ class EngineConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON values."""
-    return {
-        field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
-        for field in dataclasses.fields(config)
-    }
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -218,6 +247,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value)  # type: ignore[arg-type]
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

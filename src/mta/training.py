@@ -69,6 +69,8 @@ class TrainProgress:
     finished: int
     jobs: int
     tokens: int
+    seconds: float
+    """Wall time, that of interrupted calls included."""
 
 
 @dataclass(slots=True)
@@ -175,6 +177,7 @@ class _Engine:
         self.next_job = 0
         self.finished: list[str] = []
         self.tokens = 0
+        self.seconds_before, self.started = 0.0, time.monotonic()
 
     def admit(self) -> bool:
         """Give free slots to waiting jobs; return whether anybody is live."""
@@ -195,7 +198,7 @@ class _Engine:
         job = live.job
         self.optimizer.reset(live.slot)
         key = job.job_id if job.init_key is None else job.init_key
-        self.stack.fill(live.slot, seed=job.config.seed, key=key, frozen=job.frozen)
+        self.stack.fill(live.slot, seed=job.config.seed, key=key, frozen=job.frozen.make() if job.frozen else None)
         self.live[live.slot] = live
 
     def round(self) -> list[Trained]:
@@ -289,7 +292,13 @@ class _Engine:
         """Return how far this call is."""
         totals = {job.job_id: job.total for job in self.jobs}
         done = sum(totals[name] for name in self.finished) + sum(live.state.step for live in self.live.values())
-        return TrainProgress(done, sum(totals.values()), len(self.finished), len(self.jobs), self.tokens)
+        return TrainProgress(
+            done, sum(totals.values()), len(self.finished), len(self.jobs), self.tokens, self.seconds()
+        )
+
+    def seconds(self) -> float:
+        """Return the wall time of this call and of those it continues."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def state(self, fingerprint: str) -> TrainingState:
         """Return everything an interrupted call needs to go on."""
@@ -299,6 +308,7 @@ class _Engine:
             next_job=self.next_job,
             finished=list(self.finished),
             tokens=self.tokens,
+            seconds=self.seconds(),
             slots={slot: (self.live[slot].job.job_id, self.live[slot].state) for slot in slots},
             parameters=self.stack.parameters[slots],
             first_moments=self.optimizer.first_moments[slots],
@@ -309,6 +319,7 @@ class _Engine:
         """Put an interrupted call's slots back as they were."""
         jobs = {job.job_id: job for job in self.jobs}
         self.next_job, self.finished, self.tokens = state.next_job, list(state.finished), state.tokens
+        self.seconds_before = state.seconds
         for index, (slot, (job_id, slot_state)) in enumerate(sorted(state.slots.items())):
             self._prepare(_Live(jobs[job_id], slot, slot_state))
             _copy_row(self.stack.parameters, slot, state.parameters[index])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mta.config import to_dict
 from mta.errors import AdapterError
+from mta.files import sha256_json
 from mta.tensor_files import load_tensors, save_tensors
 from mta.training_plan import TrainJob
 
@@ -55,6 +56,8 @@ class TrainingState:
     next_job: int
     finished: list[str]
     tokens: int
+    seconds: float
+    """Wall time spent so far."""
     slots: dict[int, tuple[str, SlotState]]
     """slot -> (job id, state)"""
     parameters: Tensor
@@ -65,13 +68,16 @@ class TrainingState:
 
 def jobs_fingerprint(jobs: Sequence[TrainJob], slots: int) -> str:
     """Return a SHA-256 over everything that decides the jobs' results and their way through the slots."""
-    digest = hashlib.sha256(str(slots).encode())
-    for job in jobs:
-        frozen = job.frozen.fingerprint() if job.frozen else None
-        head = [job.job_id, to_dict(job.config), frozen, job.init_key, len(job.rows), len(job.held_out)]
-        digest.update(json.dumps(head).encode())
-        for row in (*job.rows, *job.held_out):
-            digest.update(repr((row.prompt, row.answer)).encode())
+    return sha256_json([slots, *map(job_fingerprint, jobs)])
+
+
+def job_fingerprint(job: TrainJob) -> str:
+    """Return a SHA-256 over everything that decides one job's result, the base model aside."""
+    frozen = job.frozen.fingerprint if job.frozen else None
+    head = [job.job_id, to_dict(job.config), frozen, job.init_key, len(job.rows), len(job.held_out)]
+    digest = hashlib.sha256(json.dumps(head).encode())
+    for row in (*job.rows, *job.held_out):
+        digest.update(repr((row.prompt, row.answer)).encode())
     return digest.hexdigest()
 
 
@@ -93,6 +99,7 @@ def save_state(path: Path, state: TrainingState) -> None:
         "next_job": state.next_job,
         "finished": state.finished,
         "tokens": state.tokens,
+        "seconds": state.seconds,
         "slots": slots,
     }
     save_tensors(path, tensors, metadata={"state": json.dumps(note)})
@@ -124,6 +131,7 @@ def load_state(path: Path, fingerprint: str) -> TrainingState | None:
         next_job=note["next_job"],
         finished=note["finished"],
         tokens=note["tokens"],
+        seconds=note["seconds"],
         slots=slots,
         parameters=tensors.get("parameters", empty),
         first_moments=tensors["first_moments"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mta.config import TrainConfig
-from mta.lora.adapter import Adapter
+from mta.lora.adapter import Recipe
 from mta.packing import TokenRow
 from mta.seeds import stable_seed
 
@@ -27,8 +27,8 @@ class TrainJob:
     config: TrainConfig
     held_out: tuple[TokenRow, ...] = ()
     """Rows for early stopping; () trains all epochs."""
-    frozen: Adapter | None = None
-    """Finished adapter beneath, applied un-merged and never changed."""
+    frozen: Recipe | None = None
+    """Finished adapter beneath, made when the job gets a slot, applied un-merged and never changed."""
     init_key: str | None = None
     """Jobs with one key start from one A (a bank's anchors); None uses the job id."""
 

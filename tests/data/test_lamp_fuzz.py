@@ -51,7 +51,7 @@ def damaged(draw: st.DrawFn, original: Any) -> Any:
         if draw(st.booleans()):
             del container[key]
         else:
-            container[key] = draw(junk)
+            container[key] = copy.deepcopy(draw(junk))
     return value if draw(st.integers(0, 9)) else draw(junk)
 
 

@@ -125,8 +125,7 @@ def test_adapters_that_do_not_fit_are_refused_with_both_sizes():
     with pytest.raises(AdapterError, match="2 adapters and 1 weights"):
         merge_cat([a, b], [1.0])
     with pytest.raises(AdapterError, match="one r"):
-        Factors_with_two_ranks = Adapter({"q": Factors(torch.zeros(2, 4), torch.zeros(4, 3))})
-        del Factors_with_two_ranks
+        Adapter({"q": Factors(torch.zeros(2, 4), torch.zeros(4, 3))})
     with pytest.raises(AdapterError, match="zero adapters"):
         cat([])
 

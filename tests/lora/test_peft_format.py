@@ -29,7 +29,7 @@ def logits_with(base, adapter, ids):
 
 def test_exported_adapter_gives_the_same_logits_in_peft(tmp_path):
     base = tiny_base(torch.float32)
-    anchors = [random_adapter(base, ALL_LINEAR, seed=s, rank=8, size=0.2) for s in range(2)]
+    anchors = [random_adapter(base, ALL_LINEAR, seed=s, rank=8, size=0.5) for s in range(2)]
     whole = cat([scale(anchors[0], 0.6), scale(anchors[1], 0.4), random_adapter(base, ALL_LINEAR, seed=7, rank=4)])
     ids = torch.arange(5, 60)[None]
     write_peft(whole, tmp_path / "ada", base_model="tiny")

@@ -8,7 +8,7 @@ import torch
 
 from helpers import random_adapter, random_rows, tiny_base
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
-from mta.lora.adapter import Adapter, Factors
+from mta.lora.adapter import Adapter, Factors, recipe
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.training import train
 from mta.training_plan import TrainJob
@@ -84,7 +84,7 @@ def test_retired_slot_leaves_nothing_to_the_next_user():
         "first",
         random_rows(1, 5),
         dataclasses.replace(CONFIG, epochs=5),
-        frozen=random_adapter(base, ALL_LINEAR, seed=3),
+        frozen=recipe(random_adapter(base, ALL_LINEAR, seed=3)),
     )
     second = TrainJob("second", random_rows(2, 4), CONFIG)
     one_slot = EngineConfig(slots=1)
@@ -103,7 +103,7 @@ def test_a_user_with_nan_beneath_does_not_touch_the_others():
     poison = Adapter({**poison.modules, name: Factors(broken, poison.modules[name].B)})
     jobs = [
         TrainJob("well", random_rows(1, 5), CONFIG),
-        TrainJob("ill", random_rows(2, 5), CONFIG, frozen=poison),
+        TrainJob("ill", random_rows(2, 5), CONFIG, frozen=recipe(poison)),
         TrainJob("also well", random_rows(3, 5), CONFIG),
     ]
     done = {trained.job_id: trained for trained in train(base, jobs, engine=EngineConfig(slots=3))}

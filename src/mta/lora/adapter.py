@@ -83,12 +83,28 @@ class Adapter:
         return float(torch.stack(squares).sum().clamp_min(0).sqrt()) if squares else 0.0
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over names, shapes and exact values."""
+        """Return a SHA-256 over names, shapes and exact values, independent of the order of modules."""
         digest = hashlib.sha256()
-        for name, tensor in self.tensors():
+        for name, tensor in sorted(self.tensors(), key=lambda pair: pair[0]):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An adapter as the way to make it, so that thousands can wait in a queue without their tensors."""
+
+    fingerprint: str
+    """Identifies the result."""
+    rank: int
+    """Largest rank of the result."""
+    make: Callable[[], Adapter]
+
+
+def recipe(adapter: Adapter) -> Recipe:
+    """Return the recipe of an adapter that is already there."""
+    return Recipe(adapter.fingerprint(), adapter.rank, lambda: adapter)
 
 
 def map_tensors(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:

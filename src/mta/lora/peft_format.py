@@ -83,8 +83,8 @@ def read_peft(folder: Path) -> Adapter:
     """
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterError(
-            f"{folder} holds adapter_model.bin, a pickle file, which can run code when it is opened; save it again with "
-            "save_pretrained(..., safe_serialization=True) on a machine you trust"
+            f"{folder} holds adapter_model.bin, a pickle file, which can run code when it is opened; save it again "
+            "with save_pretrained(..., safe_serialization=True) on a machine you trust"
         )
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":

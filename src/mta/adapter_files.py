@@ -1,0 +1,65 @@
+"""Finished adapters on disk: one checksummed safetensors file each, with a note of how it came about.
+
+The note names the base model by fingerprint, so that an adapter is never applied to another one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mta.base_model import BaseModel
+from mta.errors import AdapterError
+from mta.lora.adapter import Adapter, Factors
+from mta.lora.peft_format import require_finite
+from mta.tensor_files import load_tensors, save_tensors
+
+
+def save_adapter(path: Path, adapter: Adapter, *, base: BaseModel, note: Mapping[str, Any]) -> None:
+    """Write an adapter atomically, with the base model's name and fingerprint and a JSON note."""
+    require_finite(adapter, str(path))
+    full = {**note, "base": base.name, "base_fingerprint": base.fingerprint}
+    save_tensors(path, dict(adapter.tensors()), metadata={"note": json.dumps(full, sort_keys=True)})
+
+
+def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter, dict[str, Any]]:
+    """Read an adapter and its note.
+
+    Args:
+        path: file written by `save_adapter`.
+        base: the model it will be applied to; None skips the check.
+
+    Raises:
+        StorageError: the file is missing.
+        AdapterError: it is damaged, holds NaN, or was trained on another base model.
+    """
+    tensors, metadata = load_tensors(path)
+    adapter = adapter_from_tensors(tensors, where=str(path))
+    require_finite(adapter, str(path))
+    note: dict[str, Any] = json.loads(metadata.get("note", "{}"))
+    if base is not None and note.get("base_fingerprint") != base.fingerprint:
+        raise AdapterError(
+            f"{path} was trained on base model {note.get('base')!r} (fingerprint "
+            f"{str(note.get('base_fingerprint'))[:12]}), this is {base.name!r} ({base.fingerprint[:12]}); "
+            "load the base model it was trained on, or train it again"
+        )
+    return adapter, note
+
+
+def adapter_from_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Adapter:
+    """Pair up tensors named `<module>.A` and `<module>.B`.
+
+    Raises:
+        AdapterError: a factor is missing or the name is unknown.
+    """
+    modules: dict[str, Factors] = {}
+    for name in tensors:
+        module, _, factor = name.rpartition(".")
+        if factor not in ("A", "B") or f"{module}.A" not in tensors or f"{module}.B" not in tensors:
+            raise AdapterError(f"{where}: tensor {name} has no partner; expected <module>.A and <module>.B pairs")
+        modules[module] = Factors(tensors[f"{module}.A"], tensors[f"{module}.B"])
+    return Adapter(modules)

@@ -1,0 +1,64 @@
+"""The control that tells task from taste: one adapter for everybody, from the anchors' data and as many tokens.
+
+A gain over the base model that this adapter gives too is not personalization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mta.bank_building import POPULATION_JOB, train_population
+from mta.config import TrainConfig
+from mta.errors import DataError
+from mta.packing import TokenRow
+from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer, stack_recipes
+from mta.records import User
+from mta.training_plan import updates_per_epoch
+from mta.user_rows import user_rows
+
+
+def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+    """Serve every user with one adapter trained on all anchors' examples together.
+
+    It is trained with the bank's settings on the rows of all anchors, for as many tokens as all anchors together were.
+
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+    """
+    bank = resources.need_bank()
+    pool = {user.user_id: user for user in resources.pool}
+    missing = [name for name in bank.anchor_ids if name not in pool]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
+            "give the pool file the bank was built from"
+        )
+    train = replace(bank.config.train, held_out_share=0.0, min_updates=0, max_updates=0)
+    rows = [
+        row
+        for name in bank.anchor_ids
+        for row in user_rows(resources.base.tokens, bank.task, pool[name], train=train, prompts=resources.prompts).rows
+    ]
+    tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
+    trained = train_population(
+        resources.base,
+        rows,
+        same_tokens(train, rows, tokens),
+        resources.folder / "population",
+        engine=resources.engine,
+        progress=resources.progress,
+    )
+    shared = trained.adapters[POPULATION_JOB].recipe(resources.base, rank=train.rank)
+    adapter = stack_recipes([shared])
+    render = renderer(resources.task, resources.prompts)
+    people = {user.user_id: Personalized(user, resources.task, adapter, render, resources.prompts) for user in users}
+    return PersonalizedUsers(people, trained.seconds)
+
+
+def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:
+    """Return the settings under which training on `rows` sees about `tokens` tokens."""
+    per_update = sum(map(len, rows)) / updates_per_epoch(len(rows), train)
+    updates = max(1, round(tokens / per_update))
+    return replace(train, epochs=math.ceil(updates / updates_per_epoch(len(rows), train)), max_updates=updates)

@@ -1,0 +1,124 @@
+"""Answers of personalized users to their queries, with what is needed to score them.
+
+Label and rating tasks: greedy text, and every label's log-probability, from which the gold label's likelihood among the
+labels. Free text: greedy text, and the likelihood of the gold answer's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mta.base_model import BaseModel
+from mta.config import EngineConfig
+from mta.generation import Request, generate, score_answers, score_labels
+from mta.packing import TokenRow
+from mta.personalize import Personalized
+from mta.progress import Step
+from mta.prompt_tokens import PromptTokenizer
+from mta.records import Example, Prediction
+from mta.tasks.examples import query_examples
+from mta.tasks.task import Task
+
+USERS_PER_CHUNK = 32
+"""Users whose adapters are held in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """All answers of one method."""
+
+    rows: tuple[Prediction, ...]
+    cut_prompts: int
+    """Queries whose prompt was cut to fit the model."""
+
+
+def predict(
+    people: Sequence[Personalized], *, base: BaseModel, engine: EngineConfig, step: Step | None = None
+) -> Predictions:
+    """Answer every query of every person.
+
+    Args:
+        people: personalized users of one task.
+        base: the frozen model.
+        engine: packing.
+        step: called with (queries answered, queries in all).
+    """
+    rows: list[Prediction] = []
+    cut = 0
+    total = sum(len(person.user.queries) for person in people)
+    for start in range(0, len(people), USERS_PER_CHUNK):
+        asked = [_Asked.of(person, base.tokens) for person in people[start : start + USERS_PER_CHUNK]]
+        examples = [example for one in asked for example in one.examples]
+        requests = [request for one in asked for request in one.requests]
+        if requests:
+            rows += _predict(people[0], examples, requests, base, engine)
+        cut += sum(request.row.cut_words > 0 for request in requests)
+        if step:
+            step(len(rows), total)
+    return Predictions(tuple(rows), cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One person's queries as requests to the model."""
+
+    examples: tuple[Example, ...]
+    requests: tuple[Request, ...]
+
+    @staticmethod
+    def of(person: Personalized, tokens: PromptTokenizer) -> _Asked:
+        examples = query_examples(person.task, person.user, history_k=person.prompts.history_k)
+        adapter = person.adapter.make() if person.adapter and examples else None
+        return _Asked(examples, tuple(Request(_row(person, example, tokens), adapter) for example in examples))
+
+
+def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> TokenRow:
+    labels = (len(tokens.answer_ids(label, person.prompts)) for label in person.task.labels)
+    reserve = max(person.task.max_new_tokens, *labels, 0)
+    return tokens.row(person.render(example), example.answer, person.prompts, reserve=reserve)
+
+
+def _predict(
+    like: Personalized, examples: Sequence[Example], requests: Sequence[Request], base: BaseModel, engine: EngineConfig
+) -> list[Prediction]:
+    task = like.task
+    texts = generate(base, requests, max_new_tokens=task.max_new_tokens, engine=engine)
+    if task.labels:
+        labels = [base.tokens.answer_ids(label, like.prompts) for label in task.labels]
+        scores = score_labels(base, requests, labels, engine=engine)  # (queries, L)
+        return _with_labels(task, examples, texts, scores)
+    known = [index for index, example in enumerate(examples) if example.answer]
+    nll = dict(zip(known, score_answers(base, [requests[i] for i in known], engine=engine), strict=True))
+    return [
+        Prediction(
+            query_id=example.example_id,
+            user_id=example.user_id,
+            gold=example.answer,
+            text=task.clean(texts[index]),
+            nll=nll.get(index),
+            nll_tokens=max(1, len(requests[index].row.answer)),
+        )
+        for index, example in enumerate(examples)
+    ]
+
+
+def _with_labels(task: Task, examples: Sequence[Example], texts: Sequence[str], scores: Tensor) -> list[Prediction]:
+    shares = scores.log_softmax(dim=1)
+    rows = []
+    for index, example in enumerate(examples):
+        gold = task.labels.index(example.answer) if example.answer in task.labels else None
+        rows.append(
+            Prediction(
+                query_id=example.example_id,
+                user_id=example.user_id,
+                gold=example.answer,
+                text=task.clean(texts[index]),
+                label=task.labels[int(scores[index].argmax())],
+                nll=None if gold is None else -float(shares[index, gold]),
+                label_scores=dict(zip(task.labels, scores[index].tolist(), strict=True)),
+            )
+        )
+    return rows

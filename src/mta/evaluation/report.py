@@ -1,0 +1,255 @@
+"""One self-contained HTML page for one or more runs: tables, plots, what may be compared, cases, run card.
+
+The page loads nothing: styles and pictures are inside, and its own content policy forbids the rest. All texts
+are escaped by the template engine; the template holds the layout only, everything it prints is prepared here.
+
+Example:
+    >>> write_report(Path("report.html"), scores=[read_json(run / "scores.json")], run_card={"seed": 42}, cases=[])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mta.errors import DataError
+from mta.evaluation.plots import plot_layout
+from mta.evaluation.scores import CONTROLS, best_methods, check_scores, finite, interval_of, shown_metrics
+from mta.evaluation.statistics import MEASURES
+from mta.evaluation.table import (
+    COST_TITLES,
+    comparison_line,
+    comparison_rows,
+    format_cost,
+    format_interval,
+    format_score,
+    metric_title,
+    reading_line,
+    run_line,
+    shown_costs,
+)
+from mta.files import write_text
+
+FEW_PEOPLE = 30
+MISSING_CONTROLS = {
+    "population": "one adapter for everybody: without it, a gain over the base may be the task learned, not the person",
+    "swapped-user": "somebody else's adapter: without it, nothing shows that the adapter fits this person",
+    "random-anchors": "anchors drawn by chance: without it, nothing shows that similarity matters",
+}
+
+
+def write_report(
+    path: Path,
+    *,
+    scores: Sequence[Mapping[str, Any]],
+    run_card: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]] = (),
+    title: str = "Personalization report",
+) -> None:
+    """Write the report to `path`, atomically.
+
+    Args:
+        path: the HTML file.
+        scores: one content of a scores.json per task or run, at least one.
+        run_card: what decided the result: settings, people, leak check, versions, seeds, wall time, caps. Nested
+            mappings become sections; values are shown as they are.
+        cases: query and answers side by side: {"query", "answers": {method: text}} and optionally "gold", "title",
+            "note" and "history" (list of texts). They are shown to whoever opens the file.
+        title: head of the page.
+
+    Raises:
+        DataError: no scores, or scores or cases of another form.
+        StorageError: `path` cannot be written.
+    """
+    write_text(path, render_report(scores=scores, run_card=run_card, cases=cases, title=title))
+
+
+def render_report(
+    *,
+    scores: Sequence[Mapping[str, Any]],
+    run_card: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]] = (),
+    title: str = "Personalization report",
+) -> str:
+    """Return the report as HTML text; see `write_report`.
+
+    Raises:
+        DataError: no scores, or scores or cases of another form.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    if not scores:
+        raise DataError("cannot write a report: no scores; run or score at least one task first")
+    source = resources.files("mta.evaluation").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(source).render(
+        title=title,
+        runs=[_run_view(check_scores(run)) for run in scores],
+        cases=[_case_view(case, number) for number, case in enumerate(cases, start=1)],
+        card=card_sections(run_card),
+    )
+    return _without_surrogates(text)
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace half characters, which no UTF-8 file can hold, by a visible mark."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def comparability(scores: Mapping[str, Any]) -> list[str]:
+    """Say in sentences what the scores of a run can and cannot be compared for.
+
+    Raises:
+        DataError: `scores` is not the content of a scores.json.
+    """
+    scores = check_scores(scores)
+    return list(_statements(scores))
+
+
+def _statements(scores: Mapping[str, Any]) -> Iterator[str]:
+    methods = scores["methods"]
+    yield (
+        f"All {len(methods)} methods answered the same {scores['queries']} queries of {scores['people']} people. "
+        "Scores are pooled over queries; the person is the unit of the intervals."
+    )
+    present = [name for name in methods if name in CONTROLS]
+    yield f"Controls in the table: {', '.join(present)}." if present else "The table has no controls."
+    for name, meaning in MISSING_CONTROLS.items():
+        if name not in methods and set(methods) - set(CONTROLS):
+            yield f"Not run: {name} ({meaning})."
+    yield from _beyond_population(scores)
+    yield from _budget(methods)
+    if isinstance(scores["people"], int) and scores["people"] < FEW_PEOPLE:
+        yield (
+            f"{scores['people']} people are few: percentile intervals from fewer than {FEW_PEOPLE} "
+            "tend to be too narrow."
+        )
+    seeds = scores["seeds"] if isinstance(scores["seeds"], list | tuple) else [scores["seeds"]]
+    if len(seeds) == 1:
+        yield "One seed: how much another training run would differ is not in the intervals."
+    elif seeds:
+        yield f"Answers of {len(seeds)} seeds are pooled; a person is drawn with all of them."
+
+
+def _beyond_population(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Set the gain of the personalized method beside that of one adapter for everybody."""
+    methods = scores["methods"]
+    if not {"base", "population", "mta"} <= methods.keys():
+        return
+    for metric in shown_metrics(scores):
+        base, population, ours = (
+            finite(methods[name]["metrics"].get(metric)) for name in ("base", "population", "mta")
+        )
+        if base is not None and population is not None and ours is not None:
+            yield (
+                f"{_title(metric)}: population differs from base by {population - base:+.3f}, "
+                f"mta by {ours - base:+.3f}. What population gives as well is the task learned, not the person."
+            )
+            return
+
+
+def _budget(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    counts = {value for method in methods.values() if (value := finite(method.get("updates_per_user")))}
+    if len(counts) > 1:
+        yield (
+            f"Trained methods took {format_cost('updates_per_user', min(counts))} to "
+            f"{format_cost('updates_per_user', max(counts))} updates per user; differences mix method and effort."
+        )
+    if any(finite(method.get("updates_per_user")) is None for method in methods.values()):
+        yield "Updates per user were not recorded for every method."
+
+
+def _title(metric: str) -> str:
+    return MEASURES[metric].title if metric in MEASURES else metric
+
+
+def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
+    metrics, costs = shown_metrics(scores), shown_costs(scores)
+    return {
+        "name": str(scores["task"]),
+        "line": run_line(scores),
+        "metrics": [metric_title(metric) for metric in metrics],
+        "costs": [COST_TITLES[cost] for cost in costs],
+        "rows": [_method_view(scores, name, metrics, costs) for name in scores["methods"]],
+        "reading": reading_line(scores),
+        "plots": [plot_layout(scores, metric) for metric in metrics],
+        "comparisons": comparison_rows(scores),
+        "comparison_line": comparison_line(len(scores.get("comparisons") or ())),
+        "statements": comparability(scores),
+    }
+
+
+def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], costs: Sequence[str]) -> dict[str, Any]:
+    method = scores["methods"][name]
+    return {
+        "name": name,
+        "is_control": name in CONTROLS,
+        "cells": [
+            {
+                "value": format_score(finite(method["metrics"].get(metric))),
+                "interval": format_interval(interval_of(method, metric)),
+                "best": name in best_methods(scores, metric),
+            }
+            for metric in metrics
+        ],
+        "costs": [format_cost(cost, method.get(cost)) for cost in costs],
+    }
+
+
+def _case_view(case: Mapping[str, Any], number: int) -> dict[str, Any]:
+    answers = case.get("answers")
+    if "query" not in case or not isinstance(answers, Mapping):
+        raise DataError(
+            f"case {number} cannot be shown: wanted 'query' and 'answers' (method -> text), "
+            f"got {', '.join(case) or 'nothing'}; add what is missing or leave the case out"
+        )
+    gold = case.get("gold")
+    return {
+        "title": str(case.get("title") or f"Case {number}"),
+        "note": str(case.get("note") or ""),
+        "query": str(case["query"]),
+        "gold": None if gold is None else str(gold),
+        "history": [str(item) for item in case.get("history") or ()],
+        "answers": [
+            {
+                "method": str(method),
+                "text": str(text),
+                "right": gold is not None and str(text).strip() == str(gold).strip(),
+            }
+            for method, text in answers.items()
+        ],
+    }
+
+
+def card_sections(card: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Turn a nested run card into sections of (name, text) rows; plain values at the top come first."""
+    plain = [(str(key), _shown(value)) for key, value in card.items() if not isinstance(value, Mapping)]
+    sections = [("Run", plain)] if plain else []
+    return sections + [
+        (str(key), list(_flat(value, ""))) for key, value in card.items() if isinstance(value, Mapping) and value
+    ]
+
+
+def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{above} › {key}" if above else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, name)
+        else:
+            yield name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items()) or "none"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(map(_shown, value)) or "none"
+    return str(value)

@@ -1,0 +1,366 @@
+"""A whole comparison in one folder: bank, methods, predictions, scores, table, report. Resumable at every step.
+
+    runs/<name>/config.json         everything that decides the result, with versions and seeds
+               bank/                stage 1
+               matches.json         stage 2: anchors, similarities and weights of each user; cat against linear
+               adapters/<method>/   stage 3, one file per user
+               predictions/         one file per method
+               scores.json  table.md  table.csv  report.html
+
+The same call again continues where a killed one stopped. Every part carries a fingerprint of what decided it, so that a
+changed setting never reuses a stale part.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mta.bank import Bank
+from mta.bank_building import Encoders, build_bank
+from mta.base_model import BaseModel, load_base_model
+from mta.baselines.methods import METHODS, find_method
+from mta.baselines.simple import CONTROLS, controls_for
+from mta.config import BankConfig, EngineConfig, MatchConfig, MergeConfig, TrainConfig, to_dict
+from mta.data.people import find_people, rule_for
+from mta.data.splits import check_disjoint
+from mta.encoders import load_encoder
+from mta.errors import ConfigError, DataError, unknown_name
+from mta.evaluation.predict import predict
+from mta.evaluation.report import write_report
+from mta.evaluation.scores import MethodRecord, build_scores
+from mta.evaluation.table import csv_table, markdown_table
+from mta.files import make_folder, read_json, sha256_json, write_json, write_text
+from mta.lora.adapter import Adapter
+from mta.merging import Match, merge_distance
+from mta.personalize import PersonalizedUsers, Resources, match_users
+from mta.progress import Progress, silent
+from mta.records import Prediction, User
+from mta.runtime import cache_folder, versions
+from mta.tasks import get_task
+from mta.tasks.examples import query_examples
+from mta.tasks.task import Task
+from mta.vector_cache import VectorCache
+
+log = logging.getLogger(__name__)
+
+DEFAULT_METHODS = (
+    "base",
+    "majority",
+    "nearest",
+    "lead",
+    "population",
+    "adapt-only",
+    "merged-only",
+    "merged-only-linear",
+    "mta",
+)
+CASES = 3
+"""Queries shown side by side in the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run, apart from the data."""
+
+    task_id: str
+    """What is asked, for example "lamp-2"."""
+    base: str
+    """Base model: a short name from `mta models`, a hub id or a path."""
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda"."""
+    dtype: str = "auto"
+    """Number format of the base model: "auto", "float32" or "bfloat16"."""
+    bank: BankConfig = field(default_factory=BankConfig)
+    """Stage 1."""
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """Stage 2; encoder and document are the bank's."""
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    """Stage 2."""
+    adapt: TrainConfig = field(default_factory=TrainConfig)
+    """Stage 3."""
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Rows of the table; controls that mean nothing for the task are left out."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Packing; it decides speed only."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    folder: Path
+    scores: dict[str, Any]
+    table: str
+    """Markdown."""
+
+
+def run(
+    pool: Sequence[User],
+    targets: Sequence[User],
+    config: RunConfig,
+    folder: Path,
+    *,
+    base: BaseModel | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> RunResult:
+    """Build the bank, personalize the targets with every method, answer their queries, and score.
+
+    Args:
+        pool: users for the bank.
+        targets: users to serve, with queries and gold answers.
+        config: everything else that decides the result.
+        folder: run folder; created if missing, continued if there.
+        base: the loaded base model, if the caller has it.
+        notes: further rows for the run card, for example the command and what was capped.
+        progress: told about each stage.
+
+    Raises:
+        DataError: a target is also in the pool, a query has no gold answer, a target has no history.
+        ConfigError: top_k is larger than the bank, or the folder holds a run of another task.
+    """
+    started = time.monotonic()
+    task = get_task(config.task_id)
+    methods = methods_for(task, config.methods)
+    _check(pool, targets, task)
+    make_folder(folder)
+    base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
+    _write_config(folder, config, base)
+    encoders = _encoders(config, base)
+    bank = build_bank(
+        pool,
+        task,
+        base,
+        folder / "bank",
+        config=config.bank,
+        encoders=encoders,
+        engine=config.engine,
+        progress=progress,
+    )
+    resources = Resources(
+        base=base,
+        task=task,
+        prompts=config.bank.prompts,
+        adapt=config.adapt,
+        folder=folder / "adapters",
+        bank=bank,
+        pool=pool,
+        encoder=encoders.matching,
+        cache=encoders.cache,
+        match=config.match,
+        merge=config.merge,
+        engine=config.engine,
+        progress=progress,
+    )
+    matches = match_users(targets, resources)
+    distances = _write_matches(folder, matches, bank)
+    records = [_method_record(name, targets, resources, folder) for name in methods]
+    scores = _score(records, task, config, targets)
+    scores["run"] = _run_card(config, base, bank, pool, targets, distances, time.monotonic() - started, notes or {})
+    return _write_results(folder, scores, records, targets, task)
+
+
+def methods_for(task: Task, names: Sequence[str]) -> list[str]:
+    """Return the methods that mean something for a task, in the given order.
+
+    Raises:
+        NotFound: a name is no method.
+    """
+    known = {**METHODS, **CONTROLS}
+    for name in names:
+        if name not in known:
+            raise unknown_name("method", name, known)
+    fitting = {**METHODS, **controls_for(task)}
+    return [name for name in dict.fromkeys(names) if name in fitting]
+
+
+def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
+    if not targets:
+        raise DataError("there are no target users; give a file with users to serve")
+    check_disjoint(pool, targets, rule=rule_for(task.task_id))
+    for user in targets:
+        if not user.history:
+            raise DataError(
+                f"target user {user.user_id!r} has an empty history, so there is nothing to personalize from; "
+                "leave this user out, or serve the base model"
+            )
+        missing = [query.query_id for query in user.queries if query.gold is None]
+        if missing:
+            raise DataError(
+                f"query {missing[0]!r} of user {user.user_id!r} has no gold answer; a run is scored - put the answers "
+                "beside the questions (*_outputs.json) or name them with --golds"
+            )
+    if not any(user.queries for user in targets):
+        raise DataError("no target user has a query; a run needs queries with gold answers")
+
+
+def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
+    path = folder / "config.json"
+    if path.exists() and (found := read_json(path).get("config", {}).get("task_id")) not in (None, config.task_id):
+        raise ConfigError(f"{folder} holds a run of task {found!r}, not {config.task_id!r}; choose another folder")
+    write_json(path, {"config": to_dict(config), "base_fingerprint": base.fingerprint, "versions": versions()})
+
+
+def _encoders(config: RunConfig, base: BaseModel) -> Encoders:
+    selection = load_encoder(config.bank.anchors.encoder, device=base.device)
+    same = config.bank.match.encoder == config.bank.anchors.encoder
+    matching = selection if same else load_encoder(config.bank.match.encoder, device=base.device)
+    return Encoders(selection, matching, VectorCache(cache_folder() / "vectors.sqlite"))
+
+
+def _write_matches(folder: Path, matches: Mapping[str, Match], bank: Bank) -> dict[str, float]:
+    """Write each user's anchors and how far the two merges are apart; return the mean distance."""
+    rows = []
+    for match in matches.values():
+        adapters: list[Adapter] = [bank.adapter(name) for name in match.anchor_ids]
+        distance = merge_distance(adapters, match.weights)
+        rows.append({**asdict(match), "cat_vs_linear": asdict(distance)})
+    write_json(folder / "matches.json", rows)
+    apart = [row["cat_vs_linear"] for row in rows]
+    return {name: sum(row[name] for row in apart) / len(apart) for name in ("relative", "cosine")}
+
+
+def _method_record(name: str, targets: Sequence[User], resources: Resources, folder: Path) -> MethodRecord:
+    if name in CONTROLS:
+        return MethodRecord(name=name, predictions=_control(name, targets, resources.task), updates_per_user=0.0)
+    people = find_method(name)(targets, resources)
+    rows, seconds = _predictions(name, people, resources, folder / "predictions" / f"{name}.json")
+    count = len(people.users)
+    return MethodRecord(
+        name=name,
+        predictions=rows,
+        updates_per_user=sum(person.updates for person in people.users.values()) / count,
+        adapter_bytes_per_user=sum(person.adapter_bytes for person in people.users.values()) / count,
+        train_seconds=people.train_seconds,
+        predict_seconds=seconds,
+    )
+
+
+def _control(name: str, targets: Sequence[User], task: Task) -> list[Prediction]:
+    control = CONTROLS[name]
+    return [row for user in targets for row in control(task, user, query_examples(task, user, history_k=1))]
+
+
+def _predictions(
+    name: str, people: PersonalizedUsers, resources: Resources, path: Path
+) -> tuple[list[Prediction], float]:
+    """Answer, or read the answers back where exactly these were given before."""
+    wanted = _predictions_fingerprint(people, resources)
+    if path.exists():
+        saved = read_json(path)
+        if isinstance(saved, dict) and saved.get("fingerprint") == wanted:
+            return [Prediction(**row) for row in saved["predictions"]], float(saved["seconds"])
+    started = time.monotonic()
+    with resources.progress(f"answers of {name}") as step:
+        made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
+    seconds = time.monotonic() - started
+    rows = [asdict(row) for row in made.rows]
+    write_json(path, {"fingerprint": wanted, "seconds": seconds, "cut_prompts": made.cut_prompts, "predictions": rows})
+    return list(made.rows), seconds
+
+
+def _predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> str:
+    parts = [
+        (
+            name,
+            person.adapter.fingerprint if person.adapter else None,
+            to_dict(person.prompts),
+            [(query.query_id, query.text, query.gold) for query in person.user.queries],
+            [(item.item_id, dict(item.fields)) for item in person.user.history],
+        )
+        for name, person in people.users.items()
+    ]
+    task = resources.task
+    return sha256_json(
+        [parts, resources.base.fingerprint, str(resources.base.dtype), task.task_id, task.max_new_tokens]
+    )
+
+
+def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User]) -> dict[str, Any]:
+    names = [record.name for record in records]
+    pairs = [("mta", other) for other in ("base", "population", "adapt-only", "merged-only")]
+    people = {user_id: group[0] for group in find_people(targets, rule=rule_for(task.task_id)) for user_id in group}
+    return build_scores(
+        task.task_id,
+        records,
+        base=config.base,
+        seeds=[config.adapt.seed],
+        metrics=task.metrics,
+        labels=task.labels,
+        people=people,
+        comparisons=[pair for pair in pairs if set(pair) <= set(names)],
+    )
+
+
+def _run_card(
+    config: RunConfig,
+    base: BaseModel,
+    bank: Bank,
+    pool: Sequence[User],
+    targets: Sequence[User],
+    distances: Mapping[str, float],
+    seconds: float,
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        **notes,
+        "pool users": len(pool),
+        "target users": len(targets),
+        "anchors asked / kept": f"{bank.asked} / {len(bank.anchors)}",
+        "anchor tokens trained": sum(anchor.tokens for anchor in bank.anchors),
+        "training pairs from": sorted({anchor.source for anchor in bank.anchors}),
+        "leak check": "no target person in the pool (ids, shared histories, answers seen)",
+        "merge cat vs linear": f"relative distance {distances['relative']:.4f}, cosine {distances['cosine']:.4f}",
+        "wall seconds of this call": round(seconds, 1),
+        "base model": {"name": base.name, "fingerprint": base.fingerprint, "dtype": str(base.dtype)},
+        "settings": to_dict(config),
+        "versions": versions(),
+    }
+
+
+def _write_results(
+    folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord], targets: Sequence[User], task: Task
+) -> RunResult:
+    lines = [{"method": record.name, **asdict(row)} for record in records for row in record.predictions]
+    write_text(folder / "predictions.jsonl", "".join(f"{_json_line(line)}\n" for line in lines))
+    table = markdown_table(scores)
+    write_json(folder / "scores.json", scores)
+    write_text(folder / "table.md", table + "\n")
+    write_text(folder / "table.csv", csv_table(scores))
+    card = scores["run"]
+    write_report(folder / "report.html", scores=[scores], run_card=card, cases=_cases(records, targets, task))
+    return RunResult(folder, scores, table)
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _cases(records: Sequence[MethodRecord], targets: Sequence[User], task: Task) -> list[dict[str, Any]]:
+    """Pick the first queries on which the methods disagree."""
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for record in records:
+        for row in record.predictions:
+            answers.setdefault((row.user_id, row.query_id), {})[record.name] = row.text
+    queries = {(user.user_id, query.query_id): (user, query) for user in targets for query in user.queries}
+    differing = [key for key, found in answers.items() if len(set(found.values())) > 1]
+    cases = []
+    for key in (differing or list(answers))[:CASES]:
+        user, query = queries[key]
+        cases.append(
+            {
+                "title": f"User {user.user_id}",
+                "query": query.text,
+                "gold": query.gold,
+                "answers": answers[key],
+                "history": [task.history_line(item, 40) for item in user.history[:3]],
+            }
+        )
+    return cases

@@ -1,0 +1,298 @@
+"""The whole per-user path: match anchors, merge them, adapt on the user's own examples, answer.
+
+`personalize` is for one user, `personalize_users` for many at once; both give `Personalized` values, which is also what
+every rival method gives. An adapter is held as a recipe, so that many users cost little memory until they are asked.
+
+Example:
+    >>> me = personalize(user, bank=bank, base=base)
+    >>> answer(me, "Which tag ... description: A heist goes wrong.", base=base)
+    'twist ending'
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from mta.adaptation import Adaptation, adapt_users
+from mta.bank import Bank
+from mta.base_model import BaseModel
+from mta.config import EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
+from mta.encoders import Encoder, document_vectors, load_encoder
+from mta.errors import BankError
+from mta.files import sha256_json
+from mta.generation import Request, generate
+from mta.lora.adapter import Adapter, Recipe, cat
+from mta.merging import Match, cosine_similarity, match_anchors, merge
+from mta.presets import default_preset, find_preset
+from mta.progress import Progress, silent
+from mta.prompting import render
+from mta.records import Example, Prompt, Query, User
+from mta.tasks.examples import query_examples
+from mta.tasks.task import Task
+from mta.vector_cache import VectorCache
+
+
+@dataclass(frozen=True, slots=True)
+class Personalized:
+    """One user as one method serves them: an adapter (or none) and a way to render prompts."""
+
+    user: User
+    task: Task
+    adapter: Recipe | None
+    """Everything on top of the base model; None is the bare base model."""
+    render: Callable[[Example], Prompt]
+    prompts: PromptConfig
+    """Settings behind `render`, for the token limit."""
+    match: Match | None = None
+    """The anchors merged, where there are any."""
+    updates: int = 0
+    """Training updates made for this user."""
+    adapter_bytes: int = 0
+    """Bytes stored for this user alone (4 bytes a value), anchors not counted."""
+    note: str = ""
+    """What a reader should know, for example why the user was not adapted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What methods need to personalize users of one task."""
+
+    base: BaseModel
+    task: Task
+    prompts: PromptConfig
+    adapt: TrainConfig
+    folder: Path
+    """Where trained adapters are kept; a killed call continues from it."""
+    bank: Bank | None = None
+    pool: Sequence[User] = ()
+    """Users the bank's anchors come from, for methods that train on them again."""
+    encoder: Encoder | None = None
+    """Matching encoder of the bank."""
+    cache: VectorCache | None = None
+    match: MatchConfig = field(default_factory=MatchConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    progress: Progress = silent
+
+    def need_bank(self) -> Bank:
+        """Return the bank.
+
+        Raises:
+            BankError: there is none.
+        """
+        if self.bank is None:
+            raise BankError("this method merges anchors and no bank was given; build one with `mta bank build`")
+        return self.bank
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalizedUsers:
+    """Many users as one method serves them."""
+
+    users: Mapping[str, Personalized]
+    train_seconds: float = 0.0
+    """Wall time of the training done for these users."""
+
+
+def personalize_users(
+    users: Sequence[User], resources: Resources, *, merged: bool = True, adapted: bool = True, name: str = "mta"
+) -> PersonalizedUsers:
+    """Personalize many users at once: merge, then adapt, or either alone.
+
+    Source: MTA Eq. 1   Theta_u = merged anchors + adaptation, both additive on the frozen base
+
+    Args:
+        users: target users with histories.
+        resources: base model, bank, settings.
+        merged: merge the user's nearest anchors (False: adapt-only).
+        adapted: train an adapter on the user's own examples (False: merged-only).
+        name: sub-folder for the trained adapters.
+
+    Raises:
+        BankError: `merged` without a bank.
+        DataError: a user has no history.
+    """
+    matches = match_users(users, resources) if merged else {}
+    beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
+    own = _adapt(users, resources, beneath, name) if adapted else Adaptation({}, {}, 0, 0.0)
+    return PersonalizedUsers(
+        {user.user_id: _personalized(user, resources, matches, beneath, own) for user in users}, own.seconds
+    )
+
+
+def _adapt(users: Sequence[User], resources: Resources, beneath: Mapping[str, Recipe], name: str) -> Adaptation:
+    return adapt_users(
+        resources.base,
+        resources.task,
+        users,
+        resources.folder / name,
+        beneath=beneath,
+        train=resources.adapt,
+        prompts=resources.prompts,
+        engine=resources.engine,
+        progress=resources.progress,
+    )
+
+
+def _personalized(
+    user: User,
+    resources: Resources,
+    matches: Mapping[str, Match],
+    beneath: Mapping[str, Recipe],
+    own: Adaptation,
+) -> Personalized:
+    stored = own.adapters.get(user.user_id)
+    own_part = stored.recipe(resources.base, rank=resources.adapt.rank) if stored else None
+    parts = [part for part in (beneath.get(user.user_id), own_part) if part]
+    return Personalized(
+        user=user,
+        task=resources.task,
+        adapter=stack_recipes(parts),
+        render=renderer(resources.task, resources.prompts),
+        prompts=resources.prompts,
+        match=matches.get(user.user_id),
+        updates=stored.note.updates if stored else 0,
+        adapter_bytes=_stored_bytes(resources) if stored else 0,
+        note=own.skipped.get(user.user_id, ""),
+    )
+
+
+def _stored_bytes(resources: Resources) -> int:
+    shapes = resources.base.shapes(resources.adapt.target_modules).values()
+    return sum(4 * resources.adapt.rank * (d_out + d_in) for d_out, d_in in shapes)
+
+
+def renderer(task: Task, prompts: PromptConfig) -> Callable[[Example], Prompt]:
+    """Return the function that renders a task's examples with these settings."""
+    return lambda example: render(task, example, prompts)
+
+
+def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]:
+    """Find each user's nearest anchors in the bank, with their weights (Eq. 4 and 6).
+
+    Raises:
+        BankError: the encoder is not the one the bank's vectors were made with.
+        ConfigError: top_k is larger than the bank.
+        DataError: a user has no history.
+    """
+    bank = resources.need_bank()
+    encoder = resources.encoder or load_encoder(bank.config.match.encoder, device=resources.base.device)
+    if encoder.fingerprint != bank.matching_encoder:
+        raise BankError(
+            f"the bank's vectors were made with encoder {bank.config.match.encoder!r} "
+            f"({bank.matching_encoder[:12]}), this is {encoder.name!r} ({encoder.fingerprint[:12]}); use the bank's"
+        )
+    with resources.progress("matching") as step:
+        vectors = document_vectors(
+            encoder,
+            users,
+            bank.task.document_text,
+            document=bank.config.match.document,
+            cache=resources.cache,
+            on_progress=step,
+        )
+    similarities = cosine_similarity(vectors, bank.active_vectors)
+    names = [user.user_id for user in users]
+    matches = match_anchors(names, similarities, bank.anchor_ids, top_k=resources.match.top_k)
+    return {found.user_id: found for found in matches}
+
+
+def merged_recipe(match: Match, bank: Bank, config: MergeConfig) -> Recipe:
+    """Return the recipe of one user's merged adapter, over the bank's population adapter where it has one."""
+
+    def make() -> Adapter:
+        merged = merge([bank.adapter(name) for name in match.anchor_ids], match.weights, config)
+        return cat([bank.population, merged]) if bank.population else merged
+
+    ranks = [bank.adapter(name).rank for name in match.anchor_ids]
+    rank = sum(ranks) if config.mode == "cat" else max(ranks)
+    beneath = bank.population.rank if bank.population else 0
+    parts = [bank.checksum, match.anchor_ids, match.weights, config.mode, config.scale]
+    return Recipe(sha256_json(parts), rank + beneath, make)
+
+
+def stack_recipes(parts: Sequence[Recipe]) -> Recipe | None:
+    """Return the recipe of the sum of adapters; None for none."""
+    if not parts:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return Recipe(
+        sha256_json([part.fingerprint for part in parts]),
+        sum(part.rank for part in parts),
+        lambda: cat([part.make() for part in parts]),
+    )
+
+
+def personalize(
+    user: User,
+    *,
+    bank: Bank,
+    base: BaseModel,
+    adapt: TrainConfig | None = None,
+    merge: MergeConfig | None = None,
+    top_k: int | None = None,
+    folder: Path | None = None,
+) -> Personalized:
+    """Personalize one user: merge the nearest anchors, then adapt on the user's history.
+
+    Args:
+        user: with at least one history item.
+        bank: a loaded bank.
+        base: the base model the bank was trained on.
+        adapt: settings of the user's adapter; the preset for small models where the base is small, else the paper's.
+        merge: how anchors are merged; default exact.
+        top_k: anchors merged; default the bank's setting.
+        folder: where the trained adapter is kept; a temporary folder if not given.
+
+    Raises:
+        BankError: the bank belongs to another base model.
+        DataError: the user has no history.
+    """
+    bank.check_base(base)
+    with tempfile.TemporaryDirectory() as temporary:
+        resources = Resources(
+            base=base,
+            task=bank.task,
+            prompts=bank.config.prompts,
+            adapt=adapt or find_preset(default_preset(parameter_count(base)), bank.task.task_id).adapt,
+            folder=folder or Path(temporary),
+            bank=bank,
+            match=replace(bank.config.match, top_k=top_k or min(bank.config.match.top_k, len(bank.anchor_ids))),
+            merge=merge or MergeConfig(),
+        )
+        found = personalize_users([user], resources).users[user.user_id]
+        if found.adapter is None:
+            return found
+        whole = found.adapter.make()
+        return replace(found, adapter=Recipe(found.adapter.fingerprint, whole.rank, lambda: whole))
+
+
+def parameter_count(base: BaseModel) -> int:
+    """Return the number of values in the base model."""
+    return sum(parameter.numel() for parameter in base.model.parameters())
+
+
+def answer(person: Personalized, text: str, *, base: BaseModel, engine: EngineConfig | None = None) -> str:
+    """Answer one raw query of a person, in the task's input format.
+
+    Raises:
+        DataError: the text is not a query of the task.
+    """
+    asked = replace(person.user, queries=(Query("query", text),))
+    (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k)
+    row = base.tokens.row(person.render(example), None, person.prompts, reserve=person.task.max_new_tokens)
+    adapter = person.adapter.make() if person.adapter else None
+    with torch.inference_mode():
+        (completion,) = generate(
+            base,
+            [Request(row, adapter)],
+            max_new_tokens=person.task.max_new_tokens,
+            engine=engine or EngineConfig(),
+        )
+    return person.task.clean(completion)

@@ -1,0 +1,79 @@
+"""Named settings: the paper's tables, the authors' script, and one for small models.
+
+`paper` follows Table 4 and the bank settings of the authors' code; `released` follows their run script (one epoch, one
+learning rate for all tasks). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters,
+where the paper's learning rates hardly move an adapter; its values were chosen on pool users only
+(docs/results/small_preset.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from mta.config import AnchorConfig, BankConfig, MatchConfig, MergeConfig, TrainConfig
+from mta.errors import unknown_name
+
+SMALL_MODEL_PARAMETERS = 1_000_000_000
+"""Base models below this size use the preset `small` unless told otherwise."""
+
+_PAPER_ADAPT = TrainConfig(rank=4, alpha=8.0, warmup_ratio=0.0, batch_size=8, drop_last=True)
+_PAPER_EPOCHS = {"lamp-1": 2, "lamp-2": 3, "lamp-3": 1, "lamp-4": 3, "lamp-5": 2}
+_PAPER_LR = {"lamp-1": 5e-5, "lamp-2": 1e-4, "lamp-3": 5e-5, "lamp-4": 1e-4, "lamp-5": 5e-5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Settings of the three stages for one task."""
+
+    bank: BankConfig
+    adapt: TrainConfig
+    merge: MergeConfig
+
+
+def paper(task_id: str) -> Preset:
+    """Return the paper's settings: Table 4 for adaptation; a task of one's own takes the headline task's row."""
+    row = task_id if task_id in _PAPER_LR else "lamp-4"
+    adapt = replace(_PAPER_ADAPT, lr=_PAPER_LR[row], epochs=_PAPER_EPOCHS[row])
+    return Preset(bank=BankConfig(), adapt=adapt, merge=MergeConfig())
+
+
+def released(task_id: str) -> Preset:
+    """Return the settings of the authors' run script: 5e-5, one epoch, for every task."""
+    adapt = replace(_PAPER_ADAPT, lr=5e-5, epochs=1)
+    return Preset(bank=BankConfig(), adapt=adapt, merge=MergeConfig(mode="linear"))
+
+
+def small(task_id: str) -> Preset:
+    """Return settings for base models below a billion parameters, chosen on pool users only."""
+    train = TrainConfig(lr=3e-4, epochs=3, batch_size=4, min_updates=20)
+    adapt = TrainConfig(rank=4, alpha=8.0, lr=1e-3, epochs=3, batch_size=4, warmup_ratio=0.1)
+    bank = BankConfig(
+        anchors=AnchorConfig(encoder="minilm"),
+        match=MatchConfig(encoder="minilm"),
+        train=train,
+        population_train=replace(train, batch_size=8),
+    )
+    return Preset(bank=bank, adapt=adapt, merge=MergeConfig())
+
+
+PRESETS: Mapping[str, Callable[[str], Preset]] = MappingProxyType(
+    {"paper": paper, "released": released, "small": small}
+)
+
+
+def find_preset(name: str, task_id: str) -> Preset:
+    """Return a preset's settings for one task.
+
+    Raises:
+        NotFound: no preset has that name.
+    """
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name](task_id)
+
+
+def default_preset(base_parameters: int) -> str:
+    """Return the name of the preset for a base model of this many parameters."""
+    return "small" if base_parameters < SMALL_MODEL_PARAMETERS else "paper"

@@ -1,0 +1,195 @@
+"""Training that survives being killed: each finished adapter is a file, the unfinished ones a checkpoint.
+
+The same call again picks up where it was: finished jobs whose data, settings and base model are unchanged are read
+back, the interrupted batch of jobs continues from its checkpoint with the same company, so that the result is that of an
+unbroken run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mta.adapter_files import load_adapter, save_adapter
+from mta.base_model import BaseModel
+from mta.config import EngineConfig
+from mta.errors import MtaError
+from mta.files import make_folder, read_json, safe_name, sha256_json, write_json
+from mta.lora.adapter import Adapter, Recipe
+from mta.training import Trained, TrainProgress, finish_checkpoint, train
+from mta.training_checkpoint import job_fingerprint, jobs_fingerprint
+from mta.training_plan import TrainJob
+
+log = logging.getLogger(__name__)
+
+PLAN = "unfinished.json"
+CHECKPOINT = "unfinished.safetensors"
+TIMING = "timing.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainNote:
+    """What is kept of one training besides the adapter."""
+
+    job_id: str
+    fingerprint: str
+    """Of the job (data, settings, what lies beneath) and the base model."""
+    updates: int
+    tokens: int
+    first_loss: float
+    """Mean loss per answer token of the first update, before it."""
+    last_loss: float
+    held_out_losses: tuple[float, ...]
+    diverged: bool
+    delta_norm: float
+    """Frobenius norm of the trained delta over all modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """A trained adapter on disk."""
+
+    path: Path
+    note: TrainNote
+
+    def load(self, base: BaseModel) -> Adapter:
+        """Read the adapter; checks the file and the base model."""
+        return load_adapter(self.path, base=base)[0]
+
+    def recipe(self, base: BaseModel, *, rank: int) -> Recipe:
+        """Return the adapter as a recipe that reads the file when it is needed."""
+        return Recipe(self.note.fingerprint, rank, lambda: self.load(base))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedSet:
+    """The results of one `train_and_store` call."""
+
+    adapters: dict[str, StoredAdapter]
+    """job id -> adapter, in the order of the jobs."""
+    seconds: float
+    """Wall time spent training them, interrupted calls included."""
+
+
+def train_and_store(
+    base: BaseModel,
+    jobs: Sequence[TrainJob],
+    folder: Path,
+    *,
+    engine: EngineConfig,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainedSet:
+    """Train jobs, keep every adapter in `folder`, and read back those already there.
+
+    Args:
+        base: the frozen model.
+        jobs: see `training.train`.
+        folder: one file per job, named after its id; stale files of the same name are replaced.
+        engine: packing.
+        on_progress: called after every round.
+
+    Raises:
+        DataError, ConfigError: see `training.train`.
+        StorageError: the folder cannot be written.
+    """
+    make_folder(folder)
+    kept = {job.job_id: _stored(folder, job, base) for job in jobs}
+    batch = {job.job_id: job for job in _planned(folder, jobs, kept, engine)}
+    if batch:
+        clock = _Clock(on_progress)
+        checkpoint = folder / CHECKPOINT
+        for done in train(base, list(batch.values()), engine=engine, checkpoint=checkpoint, on_progress=clock):
+            kept[done.job_id] = _store(folder, batch[done.job_id], done, base)
+        write_json(folder / TIMING, {"seconds": _seconds(folder) + clock.seconds})
+        (folder / PLAN).unlink(missing_ok=True)
+        finish_checkpoint(checkpoint)
+    return TrainedSet({job_id: stored for job_id, stored in kept.items() if stored}, _seconds(folder))
+
+
+class _Clock:
+    """Passes progress on and remembers the wall time."""
+
+    def __init__(self, on_progress: Callable[[TrainProgress], None] | None) -> None:
+        self._on_progress = on_progress
+        self.seconds = 0.0
+
+    def __call__(self, progress: TrainProgress) -> None:
+        self.seconds = progress.seconds
+        if self._on_progress:
+            self._on_progress(progress)
+
+
+def _planned(
+    folder: Path, jobs: Sequence[TrainJob], kept: dict[str, StoredAdapter | None], engine: EngineConfig
+) -> list[TrainJob]:
+    """Return the jobs to run: those of an interrupted call, exactly, or all that have no adapter yet."""
+    missing = [job for job in jobs if kept[job.job_id] is None]
+    if not missing:
+        return []
+    by_id = {job.job_id: job for job in jobs}
+    plan = _read_plan(folder / PLAN)
+    if plan and all(job_id in by_id for job_id in plan["jobs"]):
+        again = [by_id[job_id] for job_id in plan["jobs"]]
+        if jobs_fingerprint(again, engine.slots) == plan["fingerprint"] and set(map(id, missing)) <= set(
+            map(id, again)
+        ):
+            return again
+    fingerprint = jobs_fingerprint(missing, engine.slots)
+    write_json(folder / PLAN, {"jobs": [job.job_id for job in missing], "fingerprint": fingerprint})
+    return missing
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    plan = read_json(path)
+    return plan if isinstance(plan, dict) and {"jobs", "fingerprint"} <= set(plan) else None
+
+
+def _path(folder: Path, job_id: str) -> Path:
+    return folder / f"{safe_name(job_id)}.safetensors"
+
+
+def _fingerprint(job: TrainJob, base: BaseModel) -> str:
+    return sha256_json([job_fingerprint(job), base.fingerprint, str(base.dtype)])
+
+
+def _stored(folder: Path, job: TrainJob, base: BaseModel) -> StoredAdapter | None:
+    """Return the job's adapter if a sound file of exactly this job is there."""
+    path = _path(folder, job.job_id)
+    if not path.exists():
+        return None
+    try:
+        _, note = load_adapter(path, base=base)
+    except MtaError as error:
+        log.warning("training %s again: %s", job.job_id, error)
+        return None
+    if note.get("fingerprint") != _fingerprint(job, base):
+        return None
+    note["held_out_losses"] = tuple(note["held_out_losses"])
+    return StoredAdapter(path, TrainNote(**{name: note[name] for name in TrainNote.__dataclass_fields__}))
+
+
+def _store(folder: Path, job: TrainJob, done: Trained, base: BaseModel) -> StoredAdapter:
+    note = TrainNote(
+        job_id=done.job_id,
+        fingerprint=_fingerprint(job, base),
+        updates=done.updates,
+        tokens=done.tokens,
+        first_loss=done.losses[0],
+        last_loss=done.losses[-1],
+        held_out_losses=done.held_out_losses,
+        diverged=done.diverged,
+        delta_norm=done.adapter.norm(),
+    )
+    path = _path(folder, job.job_id)
+    save_adapter(path, done.adapter, base=base, note=asdict(note))
+    return StoredAdapter(path, note)
+
+
+def _seconds(folder: Path) -> float:
+    path = folder / TIMING
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
