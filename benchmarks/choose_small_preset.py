@@ -1,0 +1,104 @@
+"""Choose the learning rates and epochs of the preset `small`, on pool users only.
+
+Pool users play two parts: a few act as anchors (bank settings), others, with their histories cut to a target's length,
+act as targets (adaptation settings). Each is trained on part of the own history and judged after every epoch on held-out
+items of the same history. No target user and no target answer is read.
+
+    python benchmarks/choose_small_preset.py --data DIR --task lamp-2 --out docs/results/small_preset_lamp-2.json
+
+The output holds every trial: settings and the mean held-out loss (nats per answer token) before training and after each
+epoch. It is written after each trial, and finished trials are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from mta.base_model import BaseModel, load_base_model
+from mta.config import EngineConfig, PromptConfig, TrainConfig
+from mta.data.read import read_users
+from mta.files import read_json, write_json
+from mta.records import User
+from mta.tasks import get_task
+from mta.tasks.task import Task
+from mta.training import train
+from mta.training_plan import TrainJob
+from mta.user_rows import user_rows
+
+PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
+BANK = TrainConfig(rank=8, alpha=16, schedule="constant", warmup_ratio=0, held_out_share=0.25, patience=99)
+ADAPT = dataclasses.replace(BANK, rank=4, alpha=8)
+
+
+def trials() -> list[tuple[str, TrainConfig]]:
+    """Every setting tried: (part, config)."""
+    found = [
+        ("adapt", dataclasses.replace(ADAPT, lr=lr, epochs=6, batch_size=size))
+        for lr, size in ((5e-4, 4), (1e-3, 4), (2e-3, 4), (1e-3, 2))
+    ]
+    found += [("bank", dataclasses.replace(BANK, lr=lr, epochs=4, batch_size=4)) for lr in (2e-4, 5e-4, 1e-3)]
+    return found
+
+
+def people(pool: list[User], part: str, *, anchors: int, targets: int, target_items: int) -> list[User]:
+    """The most active users act as anchors (24 items), the next ones as targets."""
+    if part == "bank":
+        return [dataclasses.replace(user, history=user.history[-24:]) for user in pool[:anchors]]
+    return [
+        dataclasses.replace(user, history=user.history[-target_items:]) for user in pool[anchors : anchors + targets]
+    ]
+
+
+def run_trial(base: BaseModel, task: Task, users: list[User], config: TrainConfig) -> dict[str, Any]:
+    """Train all users of a trial together and average their held-out curves over people."""
+    jobs = []
+    for user in users:
+        rows = user_rows(base.tokens, task, user, train=config, prompts=PROMPTS)
+        if rows.rows and rows.held_out:
+            jobs.append(TrainJob(user.user_id, rows.rows, config, held_out=rows.held_out))
+    started = time.monotonic()
+    done = list(train(base, jobs, engine=EngineConfig(slots=16)))
+    curves = [trained.held_out_losses for trained in done]
+    mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+    return {
+        "people": len(done),
+        "tokens": sum(trained.tokens for trained in done),
+        "seconds": round(time.monotonic() - started, 1),
+        "held_out_by_epoch": [round(value, 4) for value in mean],
+    }
+
+
+def main() -> None:
+    """Run the trials that have no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with <LaMP_N>/pool_questions.json")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--anchors", type=int, default=6)
+    parser.add_argument("--targets", type=int, default=10)
+    parser.add_argument("--target-items", type=int, default=12)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    task = get_task(options.task)
+    pool = read_users(options.data / task.lamp_name / "pool_questions.json", task=task).users
+    base = load_base_model(options.base)
+    results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"task": task.task_id, "trials": []}
+    for part, config in trials():
+        settings = {"part": part, "lr": config.lr, "batch_size": config.batch_size, "rank": config.rank}
+        if any(all(trial[key] == value for key, value in settings.items()) for trial in results["trials"]):
+            continue
+        users = people(
+            pool, part, anchors=options.anchors, targets=options.targets, target_items=options.target_items
+        )
+        results["trials"].append({**settings, **run_trial(base, task, users, config)})
+        write_json(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
