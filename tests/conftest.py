@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data is, when it is there."""
+"""Shared fixtures: where the real data is, when it is there; one thread for tiny matrices."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Compute on one thread: on matrices this small, handing work to a second one costs more than it saves."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
