@@ -1,0 +1,234 @@
+"""A finished run read back for writing it elsewhere: its settings, and each user's anchors, adapters and answers.
+
+Fingerprints say what belongs together: answers that were given by other adapters, or to other users, are refused.
+
+Example:
+    >>> run = open_run(Path("runs/demo"), base, "mta")
+    >>> served_users(run, targets)[0].match.anchor_ids
+    ('17', '203')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mta.adapter_files import load_adapter
+from mta.bank import Bank, load_bank
+from mta.bank_building import history_fingerprint
+from mta.base_model import BaseModel
+from mta.config import MergeConfig, PromptConfig, TrainConfig, from_dict
+from mta.errors import ConfigError, DataError
+from mta.evaluation.run import RunConfig, _predictions_fingerprint
+from mta.files import read_json, safe_name
+from mta.lora.adapter import Recipe
+from mta.merging import Match
+from mta.personalize import Personalized, PersonalizedUsers, Resources, merged_recipe, renderer, stack_recipes
+from mta.records import Prediction, User
+from mta.tasks import get_task
+from mta.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a method makes use of anchors and adapters."""
+
+    linear: bool
+    adapted: bool
+
+
+KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        "mta": _Kind(linear=False, adapted=True),
+        "mta-linear": _Kind(linear=True, adapted=True),
+        "merged-only": _Kind(linear=False, adapted=False),
+        "merged-only-linear": _Kind(linear=True, adapted=False),
+    }
+)
+"""Methods that can be written in this layout: those that merge anchors."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A finished run, as far as one method is concerned."""
+
+    folder: Path
+    method: str
+    task: Task
+    bank: Bank
+    base: BaseModel
+    adapt: TrainConfig
+    merge: MergeConfig
+    """How this method merges."""
+
+    @property
+    def prompts(self) -> PromptConfig:
+        """How prompts were rendered."""
+        return self.bank.config.prompts
+
+    @property
+    def predictions(self) -> Path:
+        """File of the method's answers."""
+        return _predictions_path(self.folder, self.method)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedUser:
+    """One target user as the run served them."""
+
+    user: User
+    match: Match
+    merged: Recipe
+    """The merged anchors, over the bank's population adapter where it has one."""
+    own: Recipe | None
+    """The adapter trained on the user's examples; None where there is none."""
+    rows: tuple[Prediction, ...]
+
+
+def open_run(folder: Path, base: BaseModel, method: str) -> FinishedRun:
+    """Read the settings and the bank of a run that got to its end with this method.
+
+    Raises:
+        ConfigError: the method merges no anchors.
+        DataError: the run is not finished, or a file in it is damaged.
+        BankError: the base model is not the run's.
+    """
+    if method not in KINDS:
+        raise ConfigError(
+            f"method {method!r} cannot be written in the reference layout, which is about merged anchors; "
+            f"choose one of {', '.join(KINDS)}"
+        )
+    needed = (folder / "config.json", folder / "matches.json", folder / "scores.json")
+    for path in (*needed, _predictions_path(folder, method)):
+        if not path.is_file():
+            raise DataError(
+                f"{folder} is not a finished run with method {method!r}: it has no {path.relative_to(folder)}; "
+                f"finish it with `mta run` and --method {method}"
+            )
+    config = _config(folder / "config.json")
+    return FinishedRun(
+        folder=folder,
+        method=method,
+        task=get_task(config.task_id),
+        bank=load_bank(folder / "bank", base=base),
+        base=base,
+        adapt=config.adapt,
+        merge=replace(config.merge, mode="linear") if KINDS[method].linear else config.merge,
+    )
+
+
+def _predictions_path(folder: Path, method: str) -> Path:
+    return folder / "predictions" / f"{method}.json"
+
+
+def _config(path: Path) -> RunConfig:
+    try:
+        return from_dict(RunConfig, _part(path, "config"))
+    except TypeError as error:
+        raise DataError(f"{path} is not the config of a run ({error}); run again to write it anew") from error
+
+
+def _part(path: Path, name: str) -> Any:
+    value = read_json(path)
+    if not isinstance(value, dict) or name not in value:
+        raise DataError(f"{path} has no {name!r}, so it was not written by a run; run again to write it anew")
+    return value[name]
+
+
+def served_users(run: FinishedRun, targets: Sequence[User]) -> list[ServedUser]:
+    """Put together what the run has for each target user, in the order of `targets`.
+
+    Raises:
+        DataError: these are not the run's target users, or the answers were given by other adapters.
+        AdapterError: an adapter file is damaged.
+    """
+    matches = _matches(run.folder / "matches.json")
+    strangers = [user.user_id for user in targets if user.user_id not in matches]
+    if strangers or len(targets) != len(matches):
+        named = f" ({strangers[0]!r} is not among them)" if strangers else ""
+        raise DataError(
+            f"{run.folder} served {len(matches)} users, got {len(targets)} targets{named}; "
+            "give the target users of that run, all of them"
+        )
+    rows = _predictions(run.predictions)
+    served = [
+        ServedUser(
+            user,
+            matches[user.user_id],
+            merged_recipe(matches[user.user_id], run.bank, run.merge),
+            _own(run, user) if KINDS[run.method].adapted else None,
+            tuple(row for row in rows if row.user_id == user.user_id),
+        )
+        for user in targets
+    ]
+    _check_belonging(run, served)
+    return served
+
+
+def _matches(path: Path) -> dict[str, Match]:
+    try:
+        rows = [
+            Match(row["user_id"], tuple(row["anchor_ids"]), tuple(row["similarities"]), tuple(row["weights"]))
+            for row in read_json(path)
+        ]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not the matches file of a run ({error!r}); run again to write it anew") from error
+    return {match.user_id: match for match in rows}
+
+
+def _predictions(path: Path) -> list[Prediction]:
+    try:
+        return [Prediction(**row) for row in _part(path, "predictions")]
+    except TypeError as error:
+        raise DataError(f"{path} is not a predictions file ({error}); delete it and run again") from error
+
+
+def _own(run: FinishedRun, user: User) -> Recipe | None:
+    """Return the user's own adapter, or None where the run gave the user none."""
+    path = run.folder / "adapters" / run.method / f"{safe_name(user.user_id)}.safetensors"
+    if not path.is_file():
+        return None
+    adapter, note = load_adapter(path, base=run.base)
+    if note.get("diverged"):
+        return None
+    return Recipe(str(note.get("fingerprint")), adapter.rank, lambda: load_adapter(path, base=run.base)[0])
+
+
+def _check_belonging(run: FinishedRun, served: Sequence[ServedUser]) -> None:
+    """Check that the answers were given by exactly these adapters to these users."""
+    resources = Resources(
+        base=run.base, task=run.task, prompts=run.prompts, adapt=run.adapt, folder=run.folder / "adapters"
+    )
+    people = PersonalizedUsers({one.user.user_id: _personalized(run, one) for one in served})
+    if _part(run.predictions, "fingerprint") != _predictions_fingerprint(people, resources):
+        raise DataError(
+            f"{run.predictions} was not made from the adapters, matches and settings now in {run.folder}, or not for "
+            "these target users in this dtype: the data changed, or a run with other settings was stopped half-way; "
+            "finish it with `mta run` and the same arguments"
+        )
+
+
+def _personalized(run: FinishedRun, one: ServedUser) -> Personalized:
+    adapter = stack_recipes([part for part in (one.merged, one.own) if part])
+    return Personalized(one.user, run.task, adapter, renderer(run.task, run.prompts), run.prompts)
+
+
+def anchor_users(bank: Bank, pool: Sequence[User], matched: set[str]) -> list[User]:
+    """Return the pool's records of all anchors that are in use or in `matched`, in bank order.
+
+    Raises:
+        DataError: an anchor is not in the pool, or has another history there.
+    """
+    by_id = {user.user_id: user for user in pool}
+    anchors = [anchor for anchor in bank.anchors if not anchor.retired or anchor.user_id in matched]
+    for anchor in anchors:
+        user = by_id.get(anchor.user_id)
+        if user is None or history_fingerprint(user) != anchor.data_fingerprint:
+            what = "is not in the pool" if user is None else "has another history in the pool than in the bank"
+            raise DataError(
+                f"anchor {anchor.user_id!r} {what} ({len(pool)} users); give the pool file the bank was built from"
+            )
+    return [by_id[anchor.user_id] for anchor in anchors]
