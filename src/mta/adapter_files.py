@@ -40,7 +40,7 @@ def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter,
     tensors, metadata = load_tensors(path)
     adapter = adapter_from_tensors(tensors, where=str(path))
     require_finite(adapter, str(path))
-    note: dict[str, Any] = json.loads(metadata.get("note", "{}"))
+    note = _note(metadata.get("note", "{}"), path)
     if base is not None and note.get("base_fingerprint") != base.fingerprint:
         raise AdapterError(
             f"{path} was trained on base model {note.get('base')!r} (fingerprint "
@@ -48,6 +48,18 @@ def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter,
             "load the base model it was trained on, or train it again"
         )
     return adapter, note
+
+
+def _note(text: str, path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(text)
+    except ValueError:
+        note = None
+    if not isinstance(note, dict):
+        raise AdapterError(
+            f"{path}: its note is not a JSON object; it was not written by this package - train it again"
+        )
+    return note
 
 
 def adapter_from_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Adapter:

@@ -24,7 +24,7 @@ from mta.adapter_files import adapter_from_tensors
 from mta.anchors import DroppedCluster
 from mta.base_model import BaseModel
 from mta.config import BankConfig, from_dict, to_dict
-from mta.errors import BankError, MtaError, NotFound
+from mta.errors import BankError, DataError, MtaError, NotFound
 from mta.files import read_json, sha256_json, write_json
 from mta.lora.adapter import Adapter, Factors, require_same_shape
 from mta.runtime import versions
@@ -37,6 +37,7 @@ MANIFEST = "bank.json"
 ADAPTERS = "adapters.safetensors"
 VECTORS = "vectors.safetensors"
 POPULATION = "population.safetensors"
+SEAL = "manifest_checksum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,35 @@ def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedC
         "versions": versions(),
         "build_fingerprint": build_fingerprint,
     }
-    write_json(bank.folder / MANIFEST, manifest)
+    _write_manifest(bank.folder, manifest)
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with a checksum of itself, so that a damaged one is noticed."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    write_json(folder / MANIFEST, {**content, SEAL: sha256_json(content)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check a bank's manifest.
+
+    Raises:
+        BankError: it is damaged or of another schema.
+        StorageError: there is none.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+    except DataError as error:
+        raise BankError(f"{error}; build the bank again, or restore it from a copy") from error
+    found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != SCHEMA:
+        raise BankError(f"{path} has schema {found!r}, this version reads {SCHEMA}; build the bank again")
+    if manifest.get(SEAL) != sha256_json({key: value for key, value in manifest.items() if key != SEAL}):
+        raise BankError(
+            f"{path} is damaged or was edited: its checksum differs; build the bank again, or restore it from a copy"
+        )
+    return dict(manifest)
 
 
 def stack_adapters(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
@@ -192,10 +221,7 @@ def load_bank(folder: Path, *, base: BaseModel | None = None) -> Bank:
         BankError: it is damaged, incomplete, of a newer schema, or of another base model.
         StorageError: there is no such folder.
     """
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise BankError(f"{folder / MANIFEST} has schema {found!r}, this version reads {SCHEMA}; build the bank again")
+    manifest = read_manifest(folder)
     try:
         bank = _from_manifest(folder, manifest)
     except BankError:
@@ -260,6 +286,6 @@ def retire_anchor(bank: Bank, user_id: str) -> Bank:
     if set(bank.anchor_ids) <= {user_id}:
         raise BankError(f"{user_id!r} is the last anchor of {bank.folder}; a bank needs one")
     anchors = tuple(replace(a, retired=True) if a.user_id == user_id else a for a in bank.anchors)
-    manifest = read_json(bank.folder / MANIFEST)
-    write_json(bank.folder / MANIFEST, {**manifest, "anchors": [asdict(anchor) for anchor in anchors]})
+    manifest = read_manifest(bank.folder)
+    _write_manifest(bank.folder, {**manifest, "anchors": [asdict(anchor) for anchor in anchors]})
     return replace(bank, anchors=anchors)

@@ -17,12 +17,12 @@ from pathlib import Path
 from torch import Tensor
 
 from mta.anchors import AnchorSelection, select_anchors
-from mta.bank import MANIFEST, SCHEMA, AnchorRecord, Bank, adapters_checksum, load_bank, write_bank
+from mta.bank import MANIFEST, SCHEMA, AnchorRecord, Bank, adapters_checksum, load_bank, read_manifest, write_bank
 from mta.base_model import BaseModel
 from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
 from mta.encoders import Encoder, document_vectors, embed_users
 from mta.errors import BankError, DataError
-from mta.files import read_json, sha256_json
+from mta.files import sha256_json
 from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
@@ -83,8 +83,8 @@ def build_bank(
     """
     engine = engine or EngineConfig()
     wanted = _build_fingerprint(pool, task, base, config, encoders)
-    if (folder / MANIFEST).exists() and read_json(folder / MANIFEST).get("build_fingerprint") == wanted:
-        return load_bank(folder, base=base)
+    if (finished := _finished(folder, wanted, base)) is not None:
+        return finished
     selection = _select(pool, task, config, encoders, progress)
     anchors = [pool[anchor.index] for anchor in selection.anchors]
     population = _population_beneath(pool, task, base, folder, config, engine, progress)
@@ -99,6 +99,19 @@ def build_bank(
     write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=trained.seconds)
     shutil.rmtree(folder / "work", ignore_errors=True)
     return bank
+
+
+def _finished(folder: Path, wanted: str, base: BaseModel) -> Bank | None:
+    """Load the bank that is in the folder if it is whole and the one wanted."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        if read_manifest(folder).get("build_fingerprint") != wanted:
+            return None
+        return load_bank(folder, base=base)
+    except BankError as error:
+        log.warning("building the bank again: %s", error)
+        return None
 
 
 def _build_fingerprint(

@@ -141,6 +141,9 @@ class TrainConfig:
         _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be 1 or more")
         _require(0 <= self.held_out_share < 1, f"held_out_share is {self.held_out_share}; it must be in [0, 1)")
         _require(self.patience >= 1, f"patience is {self.patience}; it must be 1 or more")
+        for name in ("max_updates", "min_updates", "max_items", "clip_norm", "weight_decay"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} is {value}; it must be 0 or more")
         _require(
             self.max_updates == 0 or self.min_updates <= self.max_updates,
             f"min_updates is {self.min_updates}, above max_updates {self.max_updates}; lower one or raise the other",
@@ -220,7 +223,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _require(self.slots >= 1, f"slots is {self.slots}; it must be 1 or more")
-        _require(self.tokens_per_batch >= 1, f"tokens_per_batch is {self.tokens_per_batch}; it must be 1 or more")
+        for name in ("tokens_per_batch", "predict_tokens_per_batch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} is {value}; it must be 1 or more")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mta.errors import AdapterError, StorageError
-from mta.files import atomic_path, storage_errors
+from mta.files import atomic_path, sha256_json, storage_errors
 
 CHECKSUM = "sha256"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to `path` atomically, with a checksum over names, shapes and values in the file's metadata."""
+    """Write tensors to `path` atomically, with a checksum over names, shapes, values and metadata."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    note = {**(metadata or {}), CHECKSUM: tensors_checksum(plain)}
+    note = {**(metadata or {}), CHECKSUM: _file_checksum(plain, metadata or {})}
     with atomic_path(path) as temporary:
         try:
             save_file(plain, str(temporary), metadata=note)
@@ -56,9 +56,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(
             f"{path} is not a readable safetensors file ({error}); it may be cut off - make it again"
         ) from error
-    if CHECKSUM in metadata and tensors_checksum(tensors) != metadata[CHECKSUM]:
+    except ValueError as error:  # a header that is no UTF-8
+        raise AdapterError(f"{path} is damaged: its header is not readable ({error}); make it again") from error
+    wanted = metadata.pop(CHECKSUM, None)
+    if wanted is not None and _file_checksum(tensors, metadata) != wanted:
         raise AdapterError(f"{path} is damaged: its contents do not match its checksum; make it again")
     return tensors, metadata
+
+
+def _file_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return sha256_json([tensors_checksum(tensors), dict(metadata)])
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:

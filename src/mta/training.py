@@ -29,6 +29,7 @@ from torch import Tensor
 from mta.base_model import BaseModel
 from mta.config import EngineConfig, TrainConfig
 from mta.errors import ConfigError, DataError
+from mta.files import sha256_json
 from mta.forward import answer_nll
 from mta.lora.adapter import Adapter
 from mta.lora.attach import attached
@@ -102,7 +103,8 @@ def train(
         jobs: rank, alpha, targets and train_a must be equal; everything else may differ per job.
         engine: packing; it decides speed, not results.
         checkpoint: file for unfinished work; the same call after a kill continues from it and gives the same result.
-            Jobs whose `Trained` was yielded before the checkpoint are not yielded again; the caller keeps them.
+            Another base model, dtype, job or number of slots ignores it. Jobs whose `Trained` was yielded before the
+            checkpoint are not yielded again; the caller keeps them.
             Remove the file when everything is stored (`finish_checkpoint`).
         dtype: dtype of the trained values and Adam's moments; float32 unless the model is wider.
         on_progress: called after every round.
@@ -114,8 +116,9 @@ def train(
     if not jobs:
         return
     _check(jobs)
-    run = _Engine(base, jobs, engine, dtype or torch.promote_types(base.dtype, torch.float32))
-    fingerprint = jobs_fingerprint(jobs, engine.slots)
+    dtype = dtype or torch.promote_types(base.dtype, torch.float32)
+    run = _Engine(base, jobs, engine, dtype)
+    fingerprint = sha256_json([jobs_fingerprint(jobs, engine.slots), base.fingerprint, str(base.dtype), str(dtype)])
     if checkpoint is not None and (state := load_state(checkpoint, fingerprint)) is not None:
         run.restore(state)
     saved_at = time.monotonic()

@@ -115,11 +115,12 @@ def load_state(path: Path, fingerprint: str) -> TrainingState | None:
     try:
         tensors, metadata = load_tensors(path)
         note = json.loads(metadata["state"])
-    except (AdapterError, KeyError, json.JSONDecodeError) as error:
+        found = note["fingerprint"]
+    except (AdapterError, KeyError, TypeError, ValueError) as error:
         log.warning("ignoring the checkpoint %s and starting over: %s", path, error)
         return None
-    if note["fingerprint"] != fingerprint:
-        log.warning("ignoring the checkpoint %s: it belongs to other data or settings", path)
+    if found != fingerprint:
+        log.warning("ignoring the checkpoint %s: it belongs to other data, settings or another base model", path)
         return None
     slots = {}
     for slot, saved in note["slots"].items():

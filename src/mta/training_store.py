@@ -1,8 +1,8 @@
 """Training that survives being killed: each finished adapter is a file, the unfinished ones a checkpoint.
 
 The same call again picks up where it was: finished jobs whose data, settings and base model are unchanged are read
-back, the interrupted batch of jobs continues from its checkpoint with the same company, so that the result is that of an
-unbroken run.
+back, the interrupted batch of jobs continues from its checkpoint with the same company, so that the result is that of
+an unbroken run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from mta.adapter_files import load_adapter, save_adapter
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
-from mta.errors import MtaError
+from mta.errors import DataError, MtaError
 from mta.files import make_folder, read_json, safe_name, sha256_json, write_json
 from mta.lora.adapter import Adapter, Recipe
 from mta.training import Trained, TrainProgress, finish_checkpoint, train
@@ -26,7 +26,8 @@ from mta.training_plan import TrainJob
 log = logging.getLogger(__name__)
 
 PLAN = "unfinished.json"
-CHECKPOINT = "unfinished.safetensors"
+CHECKPOINT = "unfinished.checkpoint"
+"""Not `.safetensors`, which is how the adapter of a user called "unfinished" ends."""
 TIMING = "timing.json"
 
 
@@ -97,10 +98,10 @@ def train_and_store(
     """
     make_folder(folder)
     kept = {job.job_id: _stored(folder, job, base) for job in jobs}
-    batch = {job.job_id: job for job in _planned(folder, jobs, kept, engine)}
-    if batch:
+    checkpoint = folder / CHECKPOINT
+    while planned := _planned(folder, jobs, kept, engine):  # twice where a finished job's file has gone since
+        batch = {job.job_id: job for job in planned}
         clock = _Clock(on_progress)
-        checkpoint = folder / CHECKPOINT
         for done in train(base, list(batch.values()), engine=engine, checkpoint=checkpoint, on_progress=clock):
             kept[done.job_id] = _store(folder, batch[done.job_id], done, base)
         write_json(folder / TIMING, {"seconds": _seconds(folder) + clock.seconds})
@@ -143,10 +144,19 @@ def _planned(
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
+    plan = _read_if_sound(path)
+    return plan if isinstance(plan, dict) and {"jobs", "fingerprint"} <= set(plan) else None
+
+
+def _read_if_sound(path: Path) -> Any:
+    """Read a JSON file that can be done without; None where it is missing or damaged (said in the log)."""
     if not path.exists():
         return None
-    plan = read_json(path)
-    return plan if isinstance(plan, dict) and {"jobs", "fingerprint"} <= set(plan) else None
+    try:
+        return read_json(path)
+    except DataError as error:
+        log.warning("going on without %s: %s", path.name, error)
+        return None
 
 
 def _path(folder: Path, job_id: str) -> Path:
@@ -191,5 +201,5 @@ def _store(folder: Path, job: TrainJob, done: Trained, base: BaseModel) -> Store
 
 
 def _seconds(folder: Path) -> float:
-    path = folder / TIMING
-    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+    timing = _read_if_sound(folder / TIMING)
+    return float(timing["seconds"]) if isinstance(timing, dict) and "seconds" in timing else 0.0

@@ -93,8 +93,8 @@ def token_rows(
 
 def _held_out(ids: Sequence[str], user_id: str, train: TrainConfig) -> set[str]:
     """Draw the held-out items, seeded by the user; none for users with too few."""
-    count = round(len(ids) * train.held_out_share)
-    if not count or len(ids) < SMALLEST_SPLIT:
+    count = min(round(len(ids) * train.held_out_share), len(ids) - 1)
+    if count < 1 or len(ids) < SMALLEST_SPLIT:
         return set()
     generator = torch.Generator().manual_seed(stable_seed(train.seed, "held out", user_id))
     order = torch.randperm(len(ids), generator=generator)[:count].tolist()

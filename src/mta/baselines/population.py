@@ -59,6 +59,8 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
 
 def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:
     """Return the settings under which training on `rows` sees about `tokens` tokens."""
-    per_update = sum(map(len, rows)) / updates_per_epoch(len(rows), train)
+    per_epoch = updates_per_epoch(len(rows), train)
+    rows_per_update = min(len(rows), per_epoch * train.batch_size) / per_epoch  # dropped rows are not seen
+    per_update = rows_per_update * sum(map(len, rows)) / len(rows)
     updates = max(1, round(tokens / per_update))
-    return replace(train, epochs=math.ceil(updates / updates_per_epoch(len(rows), train)), max_updates=updates)
+    return replace(train, epochs=math.ceil(updates / per_epoch), max_updates=updates)

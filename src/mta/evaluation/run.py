@@ -251,10 +251,9 @@ def _predictions(
 ) -> tuple[list[Prediction], float]:
     """Answer, or read the answers back where exactly these were given before."""
     wanted = _predictions_fingerprint(people, resources)
-    if path.exists():
-        saved = read_json(path)
-        if isinstance(saved, dict) and saved.get("fingerprint") == wanted:
-            return [Prediction(**row) for row in saved["predictions"]], float(saved["seconds"])
+    saved = _saved(path)
+    if saved.get("fingerprint") == wanted:
+        return [Prediction(**row) for row in saved["predictions"]], float(saved["seconds"])
     started = time.monotonic()
     with resources.progress(f"answers of {name}") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
@@ -262,6 +261,16 @@ def _predictions(
     rows = [asdict(row) for row in made.rows]
     write_json(path, {"fingerprint": wanted, "seconds": seconds, "cut_prompts": made.cut_prompts, "predictions": rows})
     return list(made.rows), seconds
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """Read back an earlier call's answers; {} where there are none or the file is damaged (said in the log)."""
+    try:
+        found = read_json(path) if path.exists() else {}
+    except DataError as error:
+        log.warning("answering again: %s", error)
+        found = {}
+    return found if isinstance(found, dict) else {}
 
 
 def _predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> str:
