@@ -1,8 +1,8 @@
 """Choose the learning rates and epochs of the preset `small`, on pool users only.
 
 Pool users play two parts: a few act as anchors (bank settings), others, with their histories cut to a target's length,
-act as targets (adaptation settings). Each is trained on part of the own history and judged after every epoch on held-out
-items of the same history. No target user and no target answer is read.
+act as targets (adaptation settings). Each is trained on part of the own history and judged after every epoch on
+held-out items of the same history. No target user and no target answer is read.
 
     python benchmarks/choose_small_preset.py --data DIR --task lamp-2 --out docs/results/small_preset_lamp-2.json
 
@@ -93,9 +93,7 @@ def main() -> None:
         settings = {"part": part, "lr": config.lr, "batch_size": config.batch_size, "rank": config.rank}
         if any(all(trial[key] == value for key, value in settings.items()) for trial in results["trials"]):
             continue
-        users = people(
-            pool, part, anchors=options.anchors, targets=options.targets, target_items=options.target_items
-        )
+        users = people(pool, part, anchors=options.anchors, targets=options.targets, target_items=options.target_items)
         results["trials"].append({**settings, **run_trial(base, task, users, config)})
         write_json(options.out, results)
 

@@ -77,4 +77,4 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def _add_delta(stack: Stack, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output + stack.delta(name, inputs[0])
+    return stack.add_to(output, name, inputs[0])

@@ -1,6 +1,6 @@
 """Many adapters side by side in one tensor per module, each batch row routed to its own.
 
-Two stacks share one forward rule, `y += (x @ A[rows].T) @ B[rows].T`:
+Two stacks share one forward rule, `y + (x @ A[rows].T) @ B[rows].T`:
 
 - `TrainableStack`: S slots of trainable factors over S frozen compositions (un-merged anchors, population).
 - `FrozenStack`: the distinct finished adapters of an inference batch.
@@ -29,20 +29,21 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 class Stack(Protocol):
-    """What a model needs of a stack: the modules it touches and the addition it makes to each."""
+    """What a model needs of a stack: the modules it touches and what it makes of each one's output."""
 
     @property
     def module_names(self) -> Iterable[str]:
         """Names of the linear layers this stack adds to."""
 
-    def delta(self, module: str, x: Tensor) -> Tensor:
-        """Return what to add to the module's output for input `x (batch, T, d_in)`, as (batch, T, d_out)."""
+    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
+        """Return the module's output `y (batch, T, d_out)` for input `x (batch, T, d_in)` plus each row's delta."""
 
 
-def routed_delta(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """Apply one adapter per batch row.
+def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """Add one adapter's delta per batch row, with the addition fused into the second product.
 
     Args:
+        y: (batch, T, d_out)
         x: (batch, T, d_in)
         A: (batch, R, d_in), already gathered by row.
         B: (batch, d_out, R), already gathered by row.
@@ -50,7 +51,7 @@ def routed_delta(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     Returns:
         (batch, T, d_out)
     """
-    return torch.bmm(torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+    return torch.baddbmm(y, torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 
 def _check_rows(rows: Tensor | None, x: Tensor, module: str) -> Tensor:
@@ -204,8 +205,8 @@ class TrainableStack:
                 module.frozen_A[slot].zero_()
                 module.frozen_B[slot].zero_()
 
-    def delta(self, module: str, x: Tensor) -> Tensor:
-        """Return what each row's slot adds to the module's output, frozen and trainable parts together.
+    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
+        """Add what each row's slot contributes to the module's output, frozen and trainable parts together.
 
         Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
         """
@@ -215,7 +216,7 @@ class TrainableStack:
         if slots.frozen_A.shape[1]:
             A = torch.cat([slots.frozen_A[rows], A], dim=1)
             B = torch.cat([slots.frozen_B[rows], B], dim=2)
-        return routed_delta(x, A, B)
+        return add_routed(y, x, A, B)
 
     def export(self, slot: int, values: Tensor | None = None) -> Adapter:
         """Return a slot's trained part as a finished adapter (scaling folded into B), copied to the CPU.
@@ -273,10 +274,10 @@ class FrozenStack:
         self.rows = rows
         self._gathered = {name: (A[rows], B[rows]) for name, (A, B) in self._factors.items()}
 
-    def delta(self, module: str, x: Tensor) -> Tensor:
-        """Return what each row's adapter adds to the module's output."""
+    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
+        """Add what each row's adapter contributes to the module's output."""
         _check_rows(self.rows, x, module)
-        return routed_delta(x, *self._gathered[module])
+        return add_routed(y, x, *self._gathered[module])
 
 
 def _pad_together(
