@@ -181,24 +181,43 @@ def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]
         DataError: a user has no history.
     """
     bank = resources.need_bank()
-    encoder = resources.encoder or load_encoder(bank.config.match.encoder, device=resources.base.device)
+    return match_to_bank(
+        users,
+        bank,
+        encoder=resources.encoder or load_encoder(bank.config.match.encoder, device=resources.base.device),
+        top_k=resources.match.top_k,
+        cache=resources.cache,
+        progress=resources.progress,
+    )
+
+
+def match_to_bank(
+    users: Sequence[User],
+    bank: Bank,
+    *,
+    encoder: Encoder,
+    top_k: int,
+    cache: VectorCache | None = None,
+    progress: Progress = silent,
+) -> dict[str, Match]:
+    """Find each user's nearest anchors; needs no base model. See `match_users` for the errors."""
     if encoder.fingerprint != bank.matching_encoder:
         raise BankError(
             f"the bank's vectors were made with encoder {bank.config.match.encoder!r} "
             f"({bank.matching_encoder[:12]}), this is {encoder.name!r} ({encoder.fingerprint[:12]}); use the bank's"
         )
-    with resources.progress("matching") as step:
+    with progress("matching") as step:
         vectors = document_vectors(
             encoder,
             users,
             bank.task.document_text,
             document=bank.config.match.document,
-            cache=resources.cache,
+            cache=cache,
             on_progress=step,
         )
     similarities = cosine_similarity(vectors, bank.active_vectors)
     names = [user.user_id for user in users]
-    matches = match_anchors(names, similarities, bank.anchor_ids, top_k=resources.match.top_k)
+    matches = match_anchors(names, similarities, bank.anchor_ids, top_k=top_k)
     return {found.user_id: found for found in matches}
 
 
@@ -263,7 +282,7 @@ def personalize(
             adapt=adapt or find_preset(default_preset(parameter_count(base)), bank.task.task_id).adapt,
             folder=folder or Path(temporary),
             bank=bank,
-            match=replace(bank.config.match, top_k=top_k or min(bank.config.match.top_k, len(bank.anchor_ids))),
+            match=replace(bank.config.match, top_k=_usual_top_k(bank) if top_k is None else top_k),
             merge=merge or MergeConfig(),
         )
         found = personalize_users([user], resources).users[user.user_id]
@@ -271,6 +290,10 @@ def personalize(
             return found
         whole = found.adapter.make()
         return replace(found, adapter=Recipe(found.adapter.fingerprint, whole.rank, lambda: whole))
+
+
+def _usual_top_k(bank: Bank) -> int:
+    return min(bank.config.match.top_k, len(bank.anchor_ids))
 
 
 def parameter_count(base: BaseModel) -> int:

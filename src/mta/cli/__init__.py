@@ -1,1 +1,1 @@
-"""The command line: options, an example, one library call per command."""
+"""The command line: options, an example, one library call each."""

@@ -1,0 +1,119 @@
+"""`mta demo`: invented people with known tastes through the whole pipeline, without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mta.cli import options
+from mta.cli.command import command
+from mta.cli.display import progress_bars, show_json, show_scores, show_table
+from mta.cli.settings import TINY, Plan, tiny_encoders
+from mta.presets import find_preset
+
+if TYPE_CHECKING:
+    from mta.data.personas import Personas
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demonstration does; chosen so that it takes minutes on two cores."""
+
+    pool: int = 24
+    targets: int = 8
+    queries: int = 12
+    bank_size: int = 6
+    bank_epochs: int = 3
+    adapt_epochs: int = 3
+    max_items: int = 0
+    """Most items of each user that become examples; 0 means all."""
+    methods: tuple[str, ...] = ("base", "majority", "nearest", "population", "adapt-only", "merged-only", "mta")
+
+
+SIZE = DemoSize()
+TINY_SIZE = DemoSize(pool=8, targets=3, queries=4, bank_size=3, bank_epochs=1, adapt_epochs=1, max_items=4)
+"""For the random model, which is there to try the plumbing."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "demo", example="mta demo --base tiny-random")(demo)
+
+
+def demo(
+    base: options.Base = "smollm2-135m",
+    task: options.Task = "lamp-2",
+    out: options.Out = Path("runs/demo"),
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Invent people, build a bank, personalize, answer, score, and report, in minutes and without a network.
+
+    The people's tastes are known, so the best score that anybody could reach is known as well.
+    """
+    from mta.cli.loading import load_base
+    from mta.data.personas import write_personas
+    from mta.evaluation.run import RunConfig
+    from mta.evaluation.run import run as run_all
+    from mta.tasks import get_task
+
+    found = get_task(task)
+    size = TINY_SIZE if base == TINY else SIZE
+    pool, targets = write_personas(
+        out / "data",
+        task_id=found.task_id,
+        pool=size.pool,
+        targets=size.targets,
+        target_queries=size.queries,
+        seed=seed,
+    )
+    plan = demo_plan(found.task_id, base, size)
+    config = RunConfig(
+        task_id=found.task_id,
+        base=base,
+        device=device,
+        dtype=dtype,
+        bank=plan.bank,
+        match=plan.match,
+        merge=plan.merge,
+        adapt=plan.adapt,
+        methods=size.methods,
+    )
+    with progress_bars() as progress:
+        model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
+        notes = {"data": "invented people", "best possible score": dict(targets.best_score)}
+        result = run_all(pool.users, targets.users, config, out, base=model, notes=notes, progress=progress)
+    if as_json:
+        show_json({**result.scores, "best_score": dict(targets.best_score)})
+        return
+    show_scores(result.scores)
+    _show_best(targets)
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def demo_plan(task_id: str, base: str, size: DemoSize) -> Plan:
+    """Return the settings of the demonstration: the preset for small models at the demonstration's size."""
+    preset = find_preset("small", task_id)
+    bank = replace(
+        preset.bank,
+        anchors=replace(preset.bank.anchors, bank_size=size.bank_size),
+        train=replace(preset.bank.train, epochs=size.bank_epochs, max_items=size.max_items),
+    )
+    if base == TINY:
+        bank = tiny_encoders(replace(bank, train=replace(bank.train, min_updates=0)))
+    adapt = replace(preset.adapt, epochs=size.adapt_epochs, max_items=size.max_items)
+    return Plan(bank=bank, match=bank.match, merge=preset.merge, adapt=adapt)
+
+
+def _show_best(targets: Personas) -> None:
+    rows = [
+        (metric, f"{targets.group_score[metric]:.3f}", f"{best:.3f}") for metric, best in targets.best_score.items()
+    ]
+    title = "What could be reached: these people's tastes are known"
+    show_table(("metric", "by who knows their group", "by who knows everybody's taste"), rows, title=title)

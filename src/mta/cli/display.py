@@ -1,0 +1,120 @@
+"""What the terminal shows: tables on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from mta.progress import Progress, Step
+
+WIDE = 160
+"""Columns of a table that no terminal shows."""
+WORTH_SAYING_S = 2.0
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error."""
+    typer.echo(text.encode("utf-8", "replace").decode(), err=True)
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print a table; nothing in it is read as markup."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(head):
+        numbers = all(_is_number(row[place]) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell).encode("utf-8", "replace").decode() for cell in row))
+    console.print(table)
+
+
+def _is_number(cell: Any) -> bool:
+    return str(cell)[:1].isdecimal() or str(cell)[:1] in "-–"
+
+
+def show_scores(scores: Mapping[str, Any]) -> None:
+    """Print one run's scores: a table in a terminal, Markdown into a file or pipe."""
+    import sys
+
+    from mta.evaluation.scores import shown_metrics
+    from mta.evaluation.table import (
+        COST_TITLES,
+        format_cost,
+        markdown_comparisons,
+        markdown_table,
+        metric_title,
+        reading_line,
+        run_line,
+        shown_costs,
+    )
+
+    if not sys.stdout.isatty():
+        typer.echo(markdown_table(scores))
+        typer.echo(markdown_comparisons(scores))
+        return
+    metrics, costs = shown_metrics(scores), shown_costs(scores)
+    rows = [
+        [name, *(_score(method, metric) for metric in metrics), *(format_cost(c, method.get(c)) for c in costs)]
+        for name, method in scores["methods"].items()
+    ]
+    head = ["method", *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
+    show_table(head, rows, title=run_line(scores))
+    typer.echo(reading_line(scores).split(" Bold:")[0])
+
+
+def _score(method: Mapping[str, Any], metric: str) -> str:
+    from mta.evaluation.scores import finite, interval_of
+    from mta.evaluation.table import format_interval, format_score
+
+    interval = format_interval(interval_of(method, metric))
+    return f"{format_score(finite(method['metrics'].get(metric)))}\n{interval}".strip()
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Give library functions a way to show how far they are: bars in a terminal, else a line for each slow stage."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), console=console) as bars:
+
+        @contextmanager
+        def stage(name: str) -> Iterator[Step]:
+            task = bars.add_task(name, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+            shown = bars.tasks[bars.task_ids.index(task)]
+            bars.update(task, total=shown.total or 1, completed=shown.total or 1)
+
+        yield stage
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Step]:
+    started = time.monotonic()
+    yield lambda done, total: None
+    seconds = time.monotonic() - started
+    if seconds > WORTH_SAYING_S:
+        note(f"{name}: {seconds:.0f} s")

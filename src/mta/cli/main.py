@@ -1,0 +1,46 @@
+"""The program `mta`: its commands, and nothing else.
+
+Heavy libraries are imported inside the commands, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mta.cli import bank, data, demo, models, report, run, score, stages
+
+app = typer.Typer(
+    name="mta",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Personalized language models: one frozen base, a bank of LoRA adapters, a tiny adapter per person.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mta {version('mta')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+for part in (demo, models, data, bank, stages, score, run, report):
+    part.register(app)
+
+
+def main() -> None:
+    """Run the program."""
+    app()

@@ -1,0 +1,132 @@
+"""`mta run`: all stages and methods on two data files, in one folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mta.cli import options
+from mta.cli.command import command
+from mta.cli.display import note, progress_bars, show_json, show_scores
+from mta.cli.settings import RUN, Given, plan_for
+from mta.files import safe_name
+
+if TYPE_CHECKING:
+    from mta.records import User
+    from mta.tasks.task import Task
+
+EXAMPLE = (
+    "mta run lamp-2 --pool data/pool_questions.json --targets data/target_questions.json --base tiny-random "
+    "--bank-size 3 --bank-epochs 1 --bank-min-updates 2 --max-items 4 --adapt-max-items 4 --out runs/try"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "run", settings=RUN, example=EXAMPLE)(run)
+
+
+def run(
+    task: options.TaskArgument,
+    pool: options.Pool,
+    targets: options.Targets,
+    given: Given,
+    golds: options.Golds = None,
+    base: options.Base = "llama-3-8b-instruct",
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="A row of the table; repeat it. A usual set, by default.")
+    ] = None,
+    users: Annotated[int, typer.Option("--users", min=0, help="Only the first N targets; 0 means all.")] = 0,
+    pool_users: Annotated[int, typer.Option("--pool-users", min=0, help="Only the first N of the pool.")] = 0,
+    drop_leaks: Annotated[
+        bool, typer.Option("--drop-leaks", help="Leave pool users out who are a target person, instead of stopping.")
+    ] = False,
+    skip_malformed: options.SkipMalformed = False,
+    queries_per_user: options.QueriesPerUser = 0,
+    preset: options.Preset = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = 0,
+    layout: Annotated[
+        Literal["reference"] | None, typer.Option("--layout", help="Write the authors' file tree as well.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/TASK-BASE by default.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Build a bank, personalize every target with every method, answer, score, and write a report.
+
+    Goes on where a killed call stopped. A changed setting never reuses a stale part.
+    """
+    from mta.cli.loading import load_base, load_users
+    from mta.evaluation.run import DEFAULT_METHODS, RunConfig, methods_for
+    from mta.evaluation.run import run as run_all
+    from mta.tasks import get_task
+
+    found = get_task(task)
+    names = tuple(method or DEFAULT_METHODS)
+    methods_for(found, names)
+    served = load_users(
+        targets,
+        found,
+        golds=golds,
+        need_golds=True,
+        skip_malformed=skip_malformed,
+        queries_per_user=queries_per_user,
+    )
+    source = load_users(pool, found, skip_malformed=skip_malformed)
+    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
+    served = _capped(served, users, "target users", notes)
+    source = _capped(
+        _without_leaks(source, served, found, notes) if drop_leaks else source, pool_users, "pool users", notes
+    )
+    folder = out or Path("runs") / f"{found.task_id}-{safe_name(Path(base).name)}"
+    with progress_bars() as progress:
+        model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
+        plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
+        config = RunConfig(
+            task_id=found.task_id,
+            base=base,
+            device=device,
+            dtype=dtype,
+            bank=plan.bank,
+            match=plan.match,
+            merge=plan.merge,
+            adapt=plan.adapt,
+            methods=names,
+            engine=plan.engine,
+        )
+        result = run_all(source, served, config, folder, base=model, notes=notes, progress=progress)
+    if layout:
+        from mta.evaluation.reference_layout import write_reference_layout
+
+        write_reference_layout(folder, folder / layout, pool=source, targets=served, base=model)
+    if as_json:
+        show_json(result.scores)
+    else:
+        show_scores(result.scores)
+        typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _capped(users: list[User], most: int, what: str, notes: dict[str, Any]) -> list[User]:
+    if not most or len(users) <= most:
+        return users
+    notes[f"capped {what}"] = f"the first {most} of {len(users)}"
+    note(f"{what}: the first {most} of {len(users)}")
+    return users[:most]
+
+
+def _without_leaks(pool: Sequence[User], targets: Sequence[User], task: Task, notes: dict[str, Any]) -> list[User]:
+    from mta.data.people import rule_for
+    from mta.data.splits import drop_leaks
+
+    kept, _ = drop_leaks(pool, targets, rule=rule_for(task.task_id))
+    left_out = len(pool) - len(kept)
+    if left_out:
+        notes["left out of the pool"] = f"{left_out} users who are a target person or hold a target's answer"
+        note(f"pool: {left_out} of {len(pool)} users left out, because they are a target person or hold an answer")
+    return kept

@@ -1,0 +1,238 @@
+"""Personalized users from what earlier calls left on disk, without training anything.
+
+    adapters/mta/<user>.safetensors    one file a user, as `personalize_users` writes them
+    adapters/mta.json                  what they were trained over and for whom (`record_adapters`)
+
+A run folder keeps the same files; there `config.json` says what they were trained over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mta.adapter_files import load_adapter
+from mta.bank import MANIFEST, Bank
+from mta.config import MergeConfig, from_dict, to_dict
+from mta.errors import AdapterError, BankError, DataError, MtaError, NotFound, StorageError, unknown_name
+from mta.files import read_json, safe_name, write_json
+from mta.lora.adapter import Adapter, recipe
+from mta.merging import Match
+from mta.personalize import (
+    Personalized,
+    PersonalizedUsers,
+    Resources,
+    match_users,
+    merged_recipe,
+    renderer,
+    stack_recipes,
+)
+from mta.records import User
+
+STORED = ("mta", "adapt-only")
+"""Methods that keep an adapter for each user."""
+MERGED = ("mta", "merged-only")
+"""Methods that merge anchors."""
+METHODS = ("mta", "merged-only", "adapt-only", "base")
+SHOWN_USERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """What stored adapters were trained over."""
+
+    bank_checksum: str | None
+    """Of the bank that was used; None where it is gone."""
+    merge: MergeConfig
+    matches: Mapping[str, Match]
+    """user id -> the anchors beneath the user's adapter; empty for adapt-only."""
+    users: Mapping[str, str] | None
+    """user id -> fingerprint of the training, or None where it is not recorded."""
+    skipped: Mapping[str, str]
+    """user id -> why the user has no adapter."""
+
+    def match(self, user_id: str) -> Match:
+        """Return the anchors beneath one user's adapter.
+
+        Raises:
+            NotFound: no anchors are recorded for the user.
+        """
+        if user_id not in self.matches:
+            some = ", ".join(list(self.matches)[:SHOWN_USERS])
+            raise NotFound(f"no anchors are recorded for user {user_id!r}; there are {len(self.matches)} users: {some}")
+        return self.matches[user_id]
+
+
+def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: str) -> Path:
+    """Write down what the users' adapters were trained over, beside them; earlier users of the same settings stay.
+
+    Args:
+        people: the result of `personalize_users`.
+        resources: the same it was called with.
+        name: the sub-folder of the adapters, "mta" or "adapt-only".
+    """
+    path = resources.folder / f"{name}.json"
+    settings = {
+        "bank": resources.need_bank().checksum,
+        "base": {"name": resources.base.name, "fingerprint": resources.base.fingerprint},
+        "merge": to_dict(resources.merge),
+        "adapt": to_dict(resources.adapt),
+        "prompts": to_dict(resources.prompts),
+    }
+    before = _record_before(path)
+    same = all(before.get(key) == value for key, value in settings.items())
+    users: dict[str, str] = dict(before["users"]) if same else {}
+    skipped: dict[str, str] = dict(before["skipped"]) if same else {}
+    matches: dict[str, Any] = dict(before["matches"]) if same else {}
+    for user_id, person in people.users.items():
+        if person.match:
+            matches[user_id] = asdict(person.match)
+        if person.note:
+            users.pop(user_id, None)
+            skipped[user_id] = person.note
+        else:
+            skipped.pop(user_id, None)
+            users[user_id] = str(load_adapter(_file(resources.folder, name, user_id))[1].get("fingerprint"))
+    write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped})
+    return path
+
+
+def _record_before(path: Path) -> dict[str, Any]:
+    """Return what an earlier call recorded; {} where it is not there or not whole."""
+    try:
+        before = read_json(path) if path.exists() else {}
+    except DataError:
+        return {}
+    return before if isinstance(before, dict) and {"users", "skipped", "matches"} <= before.keys() else {}
+
+
+def restore_users(users: Sequence[User], resources: Resources, *, method: str) -> PersonalizedUsers:
+    """Rebuild users as a method serves them; adapters are read from `resources.folder`.
+
+    Raises:
+        NotFound: there is no such method.
+        AdapterError: an adapter is missing, damaged, somebody else's, or of another base model.
+        BankError: the adapters were trained over another bank.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    settings = read_settings(resources.folder, method) if method in STORED else None
+    if settings is not None and method in MERGED:
+        _check_bank(settings, resources.need_bank(), resources.folder)
+        resources = replace(resources, merge=settings.merge)
+        matches = {user.user_id: settings.match(user.user_id) for user in users}
+    else:
+        matches = match_users(users, resources) if method in MERGED else {}
+    bank = resources.need_bank() if matches else None
+    people = {}
+    for user in users:
+        match = matches.get(user.user_id)
+        parts = [merged_recipe(match, bank, resources.merge)] if match and bank else []
+        own = _own(user, resources, method, settings)
+        people[user.user_id] = Personalized(
+            user=user,
+            task=resources.task,
+            adapter=stack_recipes([*parts, *([recipe(own)] if own else [])]),
+            render=renderer(resources.task, resources.prompts),
+            prompts=resources.prompts,
+            match=match,
+        )
+    return PersonalizedUsers(people)
+
+
+def _own(user: User, resources: Resources, method: str, settings: AdapterSettings | None) -> Adapter | None:
+    if settings is None:
+        return None
+    fingerprint = resources.base.fingerprint
+    return stored_adapter(resources.folder, user.user_id, method, settings, base_fingerprint=fingerprint)
+
+
+def stored_adapter(
+    folder: Path, user_id: str, name: str, settings: AdapterSettings, *, base_fingerprint: str
+) -> Adapter | None:
+    """Read one user's own adapter; None for a user of whom it is recorded why there is none.
+
+    Raises:
+        NotFound: no adapter was trained for the user.
+        AdapterError: the file is damaged, somebody else's, of other settings, or of another base model.
+    """
+    if user_id in settings.skipped:
+        return None
+    path = _file(folder, name, user_id)
+    known = settings.users is None or user_id in settings.users
+    if not known or not path.exists():
+        raise NotFound(
+            f"{folder} has no {name} adapter of user {user_id!r}; adapt this user first, or ask for merged-only"
+        )
+    adapter, note = load_adapter(path)
+    if note.get("base_fingerprint") != base_fingerprint:
+        raise AdapterError(
+            f"{path} was trained on base model {note.get('base')!r} ({str(note.get('base_fingerprint'))[:12]}), wanted "
+            f"the one with fingerprint {base_fingerprint[:12]}; use that base model, or adapt this user again"
+        )
+    if note.get("job_id") != user_id:
+        raise AdapterError(
+            f"{path} is the adapter of {note.get('job_id')!r}, not of {user_id!r}; adapt this user again"
+        )
+    if settings.users is not None and note.get("fingerprint") != settings.users[user_id]:
+        raise AdapterError(f"{path} was trained with other settings or data than recorded; adapt this user again")
+    return adapter
+
+
+def read_settings(folder: Path, name: str) -> AdapterSettings:
+    """Read what the adapters in `folder/name` were trained over.
+
+    Raises:
+        DataError: there is no such record, or it is damaged.
+    """
+    own, run = folder / f"{name}.json", folder.parent / "config.json"
+    if not own.exists() and not run.exists():
+        raise DataError(
+            f"{folder} holds no record of {name} adapters (neither {own.name} nor a run's config.json above it); give "
+            "the --out folder of `mta adapt`, or RUN/adapters"
+        )
+    try:
+        return _own_settings(own) if own.exists() else _run_settings(folder.parent)
+    except StorageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, MtaError) as error:
+        where = own if own.exists() else run.parent
+        raise DataError(f"the records in {where} are damaged: {error!r}; adapt the users again") from error
+
+
+def _own_settings(path: Path) -> AdapterSettings:
+    values = read_json(path)
+    matches = {user_id: _match(row) for user_id, row in values["matches"].items()}
+    merge = from_dict(MergeConfig, values["merge"])
+    return AdapterSettings(values["bank"], merge, matches, dict(values["users"]), dict(values["skipped"]))
+
+
+def _run_settings(run: Path) -> AdapterSettings:
+    merge = from_dict(MergeConfig, read_json(run / "config.json")["config"]["merge"])
+    matches = {row["user_id"]: _match(row) for row in read_json(run / "matches.json")}
+    manifest = run / "bank" / MANIFEST
+    checksum = read_json(manifest)["checksum"] if manifest.exists() else None
+    return AdapterSettings(checksum, merge, matches, None, {})
+
+
+def _match(row: Mapping[str, Any]) -> Match:
+    return Match(
+        str(row["user_id"]),
+        tuple(map(str, row["anchor_ids"])),
+        tuple(map(float, row["similarities"])),
+        tuple(map(float, row["weights"])),
+    )
+
+
+def _check_bank(settings: AdapterSettings, bank: Bank, folder: Path) -> None:
+    if settings.bank_checksum not in (None, bank.checksum):
+        raise BankError(
+            f"the adapters in {folder} were trained over another bank ({str(settings.bank_checksum)[:12]}) than "
+            f"{bank.folder} ({bank.checksum[:12]}); give that bank, or adapt the users again"
+        )
+
+
+def _file(folder: Path, name: str, user_id: str) -> Path:
+    return folder / name / f"{safe_name(user_id)}.safetensors"

@@ -1,0 +1,277 @@
+"""The program as a whole: every example in the help runs, help is quick, errors have the right exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli_world import QUICK, film_record, good, mta, write_films
+from mta.cli import command as command_module
+from mta.cli.command import command
+from mta.cli.main import app
+from mta.errors import DataError
+
+ORDER = (
+    "data personas",
+    "data stats",
+    "data split",
+    "data check",
+    "models",
+    "anchors",
+    "bank build",
+    "bank show",
+    "match",
+    "merge",
+    "adapt",
+    "generate",
+    "evaluate",
+    "run",
+    "export",
+    "report",
+    "demo",
+    "bank retire",
+)
+NEEDS_NETWORK = ("data download",)
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with the words that call it."""
+    for name, found in group.commands.items():
+        words = f"{before} {name}".strip()
+        if hasattr(found, "commands"):
+            yield from commands(found, words)
+        else:
+            yield words, found
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+def example(words: str) -> list[str]:
+    return shlex.split(ALL[words].epilog.removeprefix("Example:"))
+
+
+def test_every_command_is_covered_here() -> None:
+    assert sorted(ALL) == sorted((*ORDER, *NEEDS_NETWORK))
+
+
+def test_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in ORDER:
+        first, *rest = example(words)
+        assert first == "mta"
+        good(*rest)
+    for made in ("bank/bank.json", "runs/try/report.html", "exported/target-000/adapter_config.json", "report.html"):
+        assert (tmp_path / made).is_file()
+    assert (tmp_path / "runs/demo/report.html").is_file()
+
+
+@pytest.mark.parametrize("words", sorted(ALL))
+def test_help_has_an_example_and_explains_every_option(words: str) -> None:
+    shown = CliRunner().invoke(app, [*words.split(), "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    assert "Example:  mta " in shown.stdout
+    assert example(words)[: 1 + len(words.split())] == ["mta", *words.split()]
+    for parameter in ALL[words].params:
+        assert getattr(parameter, "help", None), f"{words} {parameter.name}"
+
+
+def test_help_loads_no_heavy_library() -> None:
+    check = (
+        "import sys, typer; from mta.cli.main import app; from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['run', '--help']).exit_code == 0\n"
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'numpy', 'sklearn') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"mta \d+\.\d+\.\d+\n", good("--version").out)
+
+
+def _failing(error: BaseException) -> typer.Typer:
+    program = typer.Typer()
+
+    @command(program, "fail", example="mta fail")
+    def fail() -> None:
+        """Fail."""
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DataError("bad\ndata"), 2, "error: bad data"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("1/0"), 1, "unexpected error: ZeroDivisionError: 1/0; this is a defect"),
+    ],
+)
+def test_exit_codes_and_tracebacks(error: BaseException, code: int, said: str) -> None:
+    short = CliRunner().invoke(_failing(error), [])
+    assert (short.exit_code, short.stdout) == (code, "")
+    assert said in short.stderr
+    assert "Traceback" not in short.stderr
+    long = CliRunner().invoke(_failing(error), ["--debug"])
+    assert long.exit_code == code
+    assert "Traceback" in long.stderr
+
+
+def test_logging_is_put_back_after_a_command() -> None:
+    logger = command_module.logging.getLogger("mta")
+    before = (logger.level, logger.handlers[:])
+    good("models", "-vv")
+    assert (logger.level, logger.handlers) == before
+
+
+def test_options_override_the_preset_and_the_rest_stays(finished_run: Path) -> None:
+    settings = json.loads((finished_run / "config.json").read_text())["config"]
+    assert settings["bank"]["anchors"]["bank_size"] == 2
+    assert settings["bank"]["train"]["epochs"] == 1
+    assert settings["bank"]["match"]["encoder"] == "tiny-random"
+    assert settings["bank"]["train"]["lr"] == 3e-4  # of the preset for small models
+    assert settings["adapt"]["rank"] == 4
+
+
+def test_rank_keeps_the_scale_of_the_delta(films: Any, tmp_path: Path) -> None:
+    words = ("run", "lamp-2", *films.both, *QUICK, "--method", "base", "--adapt-rank", 2, "--out", tmp_path / "run")
+    adapt = good(*words, "--json").json["run"]["settings"]["adapt"]
+    assert (adapt["rank"], adapt["alpha"]) == (2, 4.0)
+
+
+def test_seed_reaches_every_stage(films: Any, tmp_path: Path) -> None:
+    words = ("run", "lamp-2", *films.both, *QUICK, "--method", "base", "--seed", 7, "--out", tmp_path / "run")
+    settings = good(*words, "--json").json["run"]["settings"]
+    found = [settings["adapt"], settings["bank"]["train"], settings["bank"]["anchors"]]
+    assert [part["seed"] for part in found] == [7, 7, 7]
+
+
+def test_same_command_again_trains_nothing_and_says_the_same(run_copy: Path, films: Any) -> None:
+    files = {p: p.stat().st_mtime_ns for p in run_copy.rglob("*.safetensors")}
+    words = ("run", "lamp-2", *films.both, *QUICK, "--method", "mta", "--method", "base", "--out", run_copy)
+    before = json.loads((run_copy / "scores.json").read_text())
+    again = good(*words, "--json").json
+    assert again["methods"]["mta"]["metrics"] == before["methods"]["mta"]["metrics"]
+    assert {p: p.stat().st_mtime_ns for p in run_copy.rglob("*.safetensors")} == files
+
+
+def test_stages_one_by_one_answer_like_the_run(finished_run: Path, films: Any, tmp_path: Path) -> None:
+    bank, adapters = finished_run / "bank", tmp_path / "adapters"
+    common = ("--bank", bank, "--targets", films.targets)
+    good("adapt", *common, *QUICK[-4:], "--out", adapters)
+    runs = {"own": adapters, "run": finished_run / "adapters"}
+    lines = {}
+    for name, folder in runs.items():
+        good("generate", *common, "--adapters", folder, "--out", tmp_path / f"{name}.jsonl")
+        lines[name] = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    whole = [line for line in (finished_run / "predictions.jsonl").read_text().splitlines() if '"mta"' in line]
+    assert lines["own"] == lines["run"]
+    assert list(map(json.loads, lines["own"])) == list(map(json.loads, whole))
+
+
+def test_scores_of_a_file_are_those_of_the_run(finished_run: Path, films: Any) -> None:
+    words = ("evaluate", "--predictions", finished_run / "predictions.jsonl", "--task", "lamp-2", "--json")
+    found = good(*words, "--targets", films.targets).json
+    kept = json.loads((finished_run / "scores.json").read_text())
+    assert found["methods"].keys() == kept["methods"].keys()
+    for name, method in found["methods"].items():
+        assert method["metrics"] == pytest.approx(kept["methods"][name]["metrics"])
+        assert method["ci95"] == kept["methods"][name]["ci95"]
+
+
+def test_official_predictions_need_golds_and_are_scored(tmp_path: Path) -> None:
+    golds = {"q1": "comedy", "q2": "sci-fi", "q3": "classic", "q4": "romance"}
+    said = {**golds, "q4": "comedy"}
+    paths = []
+    for name, answers in (("preds", said), ("golds", golds)):
+        rows = [{"id": key, "output": value} for key, value in answers.items()]
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps({"task": "LaMP_2", "golds": rows}))
+    words = ("evaluate", "--predictions", paths[0], "--task", "lamp-2", "--json")
+    assert good(*words, "--golds", paths[1]).json["methods"]["predictions"]["metrics"]["accuracy"] == 0.75
+    refused = mta(*words)
+    assert refused.code == 2
+    assert "--golds" in refused.err
+
+
+def test_split_gives_files_that_pass_the_check(tmp_path: Path) -> None:
+    names = [f"person{number}" for number in range(9)]
+    path = write_films(tmp_path / "all_questions.json", [film_record(name) for name in names])
+    out = tmp_path / "split"
+    report = good(
+        *("data", "split", path, "--task", "lamp-2", "--count", 3, "--history-length", 3, "--out", out, "--json")
+    ).json
+    assert (report["targets"], report["pool"], report["people"]) == (3, 6, 9)
+    sides = ("--pool", out / "pool_questions.json", "--targets", out / "target_questions.json")
+    good("data", "check", *sides, "--task", "lamp-2")
+    leaking = mta("data", "check", "--pool", path, "--targets", sides[3], "--task", "lamp-2", "--json")
+    assert leaking.code == 2
+    assert len(leaking.json["shared_ids"]) == 3
+
+
+def test_stats_count_people_and_items(films: Any) -> None:
+    rows = good("data", "stats", films.pool, films.targets, "--task", "lamp-2", "--json").json
+    assert [(row["users"], row["people"], row["mean_items"]) for row in rows] == [(3, 3, 4.0), (2, 2, 3.0)]
+
+
+def test_anchors_say_what_was_asked_and_kept(films: Any, tmp_path: Path) -> None:
+    words = ("anchors", "--pool", films.pool, "--task", "lamp-2", "--encoder", "tiny-random", "--bank-size", 3)
+    found = good(*words, "--min-history", 3, "--json", "--out", tmp_path / "a.json").json
+    assert (found["asked"], found["kept"]) == (3, 3)
+    assert json.loads((tmp_path / "a.json").read_text()) == found
+    assert "an anchor needs more than 4" in mta(*words, "--min-history", 4).err
+
+
+def test_retired_anchor_is_no_longer_matched(run_copy: Path, films: Any) -> None:
+    bank = run_copy / "bank"
+    first, second = [row["user_id"] for row in good("bank", "show", bank, "--json").json["anchors"]]
+    good("bank", "retire", bank, "--anchor", first)
+    rows = good("match", "--bank", bank, "--targets", films.targets, "--json").json
+    assert {tuple(row["anchor_ids"]) for row in rows} == {(second,)}
+    assert "last anchor" in mta("bank", "retire", bank, "--anchor", second).err
+
+
+def test_adapters_keep_what_they_were_trained_over_when_an_anchor_retires(
+    run_copy: Path, films: Any, tmp_path: Path
+) -> None:
+    words = ("generate", "--bank", run_copy / "bank", "--targets", films.targets, "--adapters", run_copy / "adapters")
+    good(*words, "--out", tmp_path / "before.jsonl")
+    anchor = good("bank", "show", run_copy / "bank", "--json").json["anchors"][0]["user_id"]
+    good("bank", "retire", run_copy / "bank", "--anchor", anchor)
+    good(*words, "--out", tmp_path / "after.jsonl")
+    assert (tmp_path / "before.jsonl").read_bytes() == (tmp_path / "after.jsonl").read_bytes()
+
+
+def test_reference_layout_is_written_on_request(films: Any, tmp_path: Path) -> None:
+    words = ("run", "lamp-2", *films.both, *QUICK, "--method", "mta", "--layout", "reference", "--out", tmp_path / "r")
+    good(*words)
+    assert (
+        tmp_path / "r" / "reference" / "dense_retrieval_results" / "movie_tagging" / "matches_results.json"
+    ).is_file()
+
+
+def test_download_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(tasks: list[str], **options: Any) -> list[Path]:
+        seen.update(options, tasks=tasks)
+        options["on_progress"]("dev_questions.json", 5, 10)
+        options["on_progress"]("dev_questions.json", 10, 10)
+        options["on_progress"]("dev_outputs.json", 1, None)
+        return [tmp_path / "dev_questions.json"]
+
+    monkeypatch.setattr("mta.data.download.download_lamp", fake)
+    done = good("data", "download", "lamp-2", "lamp-4", "--split", "dev", "--out", tmp_path, "--time-split")
+    assert done.out.strip() == str(tmp_path / "dev_questions.json")
+    assert (seen["tasks"], seen["split"], seen["time_split"]) == (["lamp-2", "lamp-4"], "dev", True)
