@@ -240,6 +240,12 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
     )
     stacked = _checked_tensors(folder, ADAPTERS, manifest)
     vectors = _checked_tensors(folder, VECTORS, manifest)["matching"]
+    rows = {len(vectors), *(len(tensor) for name, tensor in stacked.items() if name.endswith(".B"))}
+    if rows != {len(anchors)}:
+        raise BankError(
+            f"the bank {folder} is damaged: {MANIFEST} lists {len(anchors)} anchors, its files hold "
+            f"{' or '.join(map(str, sorted(rows)))}; build it again, or restore it from a copy"
+        )
     population = None
     if POPULATION in manifest["files"]:
         population = adapter_from_tensors(

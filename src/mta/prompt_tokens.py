@@ -103,7 +103,7 @@ def cut_to_fit(prompt: Prompt, count: Callable[[Prompt], int], room: int) -> tup
             return replace(prompt, history=_first_words(prompt.history, words - len(payload_words)))
         return replace(prompt, history=(), payload=" ".join(payload_words[:words]))
 
-    low, high = -1, total  # `low` words fit (or -1: unknown), `high` do not
+    low, high = -1, total + 1  # `low` words fit (or -1: unknown), `high` do not; `total` may: blank items have no words
     while high - low > 1:
         middle = (low + high) // 2
         if count(keep(middle)) <= room:

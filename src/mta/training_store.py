@@ -105,9 +105,14 @@ def train_and_store(
         for done in train(base, list(batch.values()), engine=engine, checkpoint=checkpoint, on_progress=clock):
             kept[done.job_id] = _store(folder, batch[done.job_id], done, base)
         write_json(folder / TIMING, {"seconds": _seconds(folder) + clock.seconds})
-        (folder / PLAN).unlink(missing_ok=True)
-        finish_checkpoint(checkpoint)
+        _forget_unfinished(folder)
+    _forget_unfinished(folder)  # of a call that was killed when all was stored
     return TrainedSet({job_id: stored for job_id, stored in kept.items() if stored}, _seconds(folder))
+
+
+def _forget_unfinished(folder: Path) -> None:
+    (folder / PLAN).unlink(missing_ok=True)
+    finish_checkpoint(folder / CHECKPOINT)
 
 
 class _Clock:

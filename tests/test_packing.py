@@ -1,0 +1,59 @@
+"""Batches of unequal rows: who goes with whom, and what padding looks like."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mta.packing import TokenRow, left_pad, length_buckets
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
+def test_buckets_hold_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    items = list(enumerate(lengths))
+    buckets = length_buckets(items, lambda item: item[1], tokens_per_batch=budget)
+    assert sorted(item for bucket in buckets for item in bucket) == items
+    for bucket in buckets:
+        longest = max(length for _, length in bucket)
+        assert longest * len(bucket) <= budget or len(bucket) == 1
+    flat = [item for bucket in buckets for item in bucket]
+    assert flat == sorted(flat, key=lambda item: (-item[1], item[0])), "longest first, ties in input order"
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120))
+def test_no_bucket_could_take_the_next_item(lengths: list[int], budget: int) -> None:
+    buckets = length_buckets(lengths, lambda length: length, tokens_per_batch=budget)
+    for bucket in buckets[:-1]:
+        assert bucket[0] * (len(bucket) + 1) > budget
+
+
+def test_nothing_gives_no_bucket() -> None:
+    assert length_buckets([], len, tokens_per_batch=10) == []
+
+
+def test_padding_by_hand() -> None:
+    batch = left_pad([(7, 8, 9), (5,), (4, 6)], pad_id=0, device="cpu")
+    assert batch.input_ids.tolist() == [[7, 8, 9], [0, 0, 5], [0, 4, 6]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
+    assert batch.padded_tokens == 9
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(0, 3))
+def test_padding_can_be_taken_off_again(sequences: list[list[int]], pad_id: int) -> None:
+    """Also where the padding token occurs in a row: the mask alone says what is real."""
+    batch = left_pad(sequences, pad_id=pad_id, device="cpu")
+    width = max(map(len, sequences))
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.position_ids.shape == (len(sequences), width)
+    for row, sequence in enumerate(sequences):
+        real = batch.attention_mask[row].bool()
+        assert batch.input_ids[row][real].tolist() == sequence
+        assert batch.input_ids[row][~real].eq(pad_id).all()
+        assert batch.position_ids[row][real].tolist() == list(range(len(sequence)))
+        assert real.tolist() == sorted(real.tolist()), "padding stands on the left"
+
+
+@pytest.mark.parametrize(("prompt", "answer", "length"), [((1, 2, 3), (4,), 4), ((1,), (), 1), ((), (), 0)])
+def test_length_of_a_row_counts_prompt_and_answer(prompt: tuple, answer: tuple, length: int) -> None:
+    assert len(TokenRow(prompt, answer, cut_words=5)) == length
