@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,7 +47,7 @@ def demo(
     base: options.Base = "smollm2-135m",
     task: options.Task = "lamp-2",
     out: options.Out = Path("runs/demo"),
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the invented people.")] = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = 0,

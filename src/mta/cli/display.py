@@ -29,16 +29,17 @@ def note(text: str) -> None:
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
     """Print a table; nothing in it is read as markup."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDE
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
         numbers = all(_is_number(row[place]) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(str(cell).encode("utf-8", "replace").decode() for cell in row))
     console.print(table)
@@ -68,13 +69,11 @@ def show_scores(scores: Mapping[str, Any]) -> None:
         typer.echo(markdown_table(scores))
         typer.echo(markdown_comparisons(scores))
         return
-    metrics, costs = shown_metrics(scores), shown_costs(scores)
-    rows = [
-        [name, *(_score(method, metric) for metric in metrics), *(format_cost(c, method.get(c)) for c in costs)]
-        for name, method in scores["methods"].items()
-    ]
-    head = ["method", *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
-    show_table(head, rows, title=run_line(scores))
+    metrics, costs, methods = shown_metrics(scores), shown_costs(scores), scores["methods"].items()
+    rows = [[name, *(_score(method, metric) for metric in metrics)] for name, method in methods]
+    show_table(["method", *map(metric_title, metrics)], rows, title=run_line(scores))
+    rows = [[name, *(format_cost(cost, method.get(cost)) for cost in costs)] for name, method in methods]
+    show_table(["method", *(COST_TITLES[cost] for cost in costs)], rows)
     typer.echo(reading_line(scores).split(" Bold:")[0])
 
 
@@ -103,10 +102,10 @@ def progress_bars() -> Iterator[Progress]:
 
         @contextmanager
         def stage(name: str) -> Iterator[Step]:
-            task = bars.add_task(name, total=None)
+            task, started = bars.add_task(name, total=None), time.monotonic()
             yield lambda done, total: bars.update(task, completed=done, total=total)
-            shown = bars.tasks[bars.task_ids.index(task)]
-            bars.update(task, total=shown.total or 1, completed=shown.total or 1)
+            bars.remove_task(task)  # a list of all stages could outgrow the screen and hide the current one
+            _say_seconds(name, started)
 
         yield stage
 
@@ -115,6 +114,10 @@ def progress_bars() -> Iterator[Progress]:
 def _lines(name: str) -> Iterator[Step]:
     started = time.monotonic()
     yield lambda done, total: None
+    _say_seconds(name, started)
+
+
+def _say_seconds(name: str, started: float) -> None:
     seconds = time.monotonic() - started
     if seconds > WORTH_SAYING_S:
         note(f"{name}: {seconds:.0f} s")
