@@ -20,6 +20,7 @@ from mta.evaluation.scores import CONTROLS, best_methods, check_scores, finite, 
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import (
     COST_TITLES,
+    basis_line,
     comparison_line,
     comparison_rows,
     format_cost,
@@ -27,7 +28,6 @@ from mta.evaluation.table import (
     format_score,
     metric_title,
     reading_line,
-    run_line,
     shown_costs,
 )
 from mta.files import write_text
@@ -169,7 +169,7 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
     metrics, costs = shown_metrics(scores), shown_costs(scores)
     return {
         "name": str(scores["task"]),
-        "line": run_line(scores),
+        "line": basis_line(scores),
         "metrics": [metric_title(metric) for metric in metrics],
         "costs": [COST_TITLES[cost] for cost in costs],
         "rows": [_method_view(scores, name, metrics, costs) for name in scores["methods"]],

@@ -17,11 +17,12 @@ from mta.evaluation.scores import COSTS, best_methods, check_scores, finite, int
 from mta.evaluation.statistics import MEASURES
 
 DASH = "–"
+SIGNIFICANT = 0.05
 COST_TITLES = {
     "updates_per_user": "updates / user",
     "adapter_bytes_per_user": "adapter / user",
-    "train_seconds": "training",
-    "predict_seconds": "answers",
+    "train_seconds": "training time",
+    "predict_seconds": "answer time",
 }
 
 
@@ -55,7 +56,10 @@ def markdown_comparisons(scores: Mapping[str, Any]) -> str:
     if not found:
         return ""
     head = ["comparison", "metric", "difference", "p"]
-    rows = [[_escape(f"{row['a']} - {row['b']}"), row["metric"], row["text"], row["p"]] for row in found]
+    rows = [
+        [_escape(f"{row['a']} - {row['b']}"), row["metric"], f"{row['difference']} {row['interval']}".strip(), row["p"]]
+        for row in found
+    ]
     return f"{_grid(head, rows)}\n\n{comparison_line(len(found))}\n"
 
 
@@ -89,10 +93,15 @@ def metric_title(name: str) -> str:
 
 def run_line(scores: Mapping[str, Any]) -> str:
     """Say which run this is and how much stands behind it."""
+    return f"{scores['task']}, {basis_line(scores)}"
+
+
+def basis_line(scores: Mapping[str, Any]) -> str:
+    """Say how much stands behind a run: base model, seeds, people, queries."""
     seeds = _seeds(scores)
     seed_text = "" if not seeds else f", seed {seeds}" if " " not in seeds else f", seeds {seeds}"
     return (
-        f"{scores['task']}, base {scores['base']}{seed_text}: "
+        f"base {scores['base']}{seed_text}: "
         f"{_count(scores['people'], 'person', 'people')}, {_count(scores['queries'], 'query', 'queries')}."
     )
 
@@ -116,13 +125,14 @@ def comparison_line(count: int) -> str:
 
 
 def comparison_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """List the paired comparisons as texts: a, b, metric, text (difference and interval), p, verdict."""
+    """List the paired comparisons as texts: a, b, metric, difference, interval, p, verdict."""
     return [
         {
             "a": str(row.get("a", "?")),
             "b": str(row.get("b", "?")),
             "metric": metric_title(str(row.get("metric", "?"))),
-            "text": _signed(finite(row.get("difference")), row.get("ci95")),
+            "difference": _signed(finite(row.get("difference"))),
+            "interval": _signed_interval(row.get("ci95")),
             "p": format_p(finite(row.get("p_value"))),
             "verdict": _verdict(row),
         }
@@ -131,11 +141,11 @@ def comparison_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """Say in words what an interval of a difference allows to say."""
-    pair, measure = row.get("ci95"), MEASURES.get(str(row.get("metric")))
+    """Name the better method where both the interval and the test say so."""
+    pair, p_value, measure = row.get("ci95"), finite(row.get("p_value")), MEASURES.get(str(row.get("metric")))
     if not pair or measure is None:
         return "no interval"
-    if pair[0] <= 0 <= pair[1]:
+    if pair[0] <= 0 <= pair[1] or p_value is None or p_value >= SIGNIFICANT:
         return "may be noise"
     return f"{row['a'] if (pair[0] > 0) == measure.higher_is_better else row['b']} better"
 
@@ -190,17 +200,20 @@ def _bytes(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if 0 < seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _signed(value: float | None, pair: Any) -> str:
-    if value is None:
-        return DASH
-    bounds = "" if not pair else f" [{pair[0]:+.3f}, {pair[1]:+.3f}]"
-    return f"{value:+.3f}{bounds}"
+def _signed(value: float | None) -> str:
+    return DASH if value is None else f"{value:+.3f}"
+
+
+def _signed_interval(pair: Any) -> str:
+    return "" if not pair else f"[{pair[0]:+.3f}, {pair[1]:+.3f}]"
 
 
 def _score_cell(scores: Mapping[str, Any], name: str, metric: str) -> str:
