@@ -45,9 +45,12 @@ def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
             f"user vectors have {users.shape[-1]} dimensions, anchor vectors {anchors.shape[-1]}; "
             "use the encoder the bank was built with"
         )
-    unit_users = torch.nn.functional.normalize(users.double(), dim=-1)
     unit_anchors = torch.nn.functional.normalize(anchors.double(), dim=-1)
-    return (unit_users @ unit_anchors.T).clamp(-1, 1)
+    similarities = torch.zeros(len(users), len(anchors), dtype=torch.float64)
+    for row, user in zip(similarities, users.double(), strict=True):
+        # One user at a time: in a product of all, the last bit would depend on the company, and with it what is reused.
+        row.copy_(unit_anchors @ torch.nn.functional.normalize(user, dim=-1))
+    return similarities.clamp(-1, 1)
 
 
 def similarity_weights(similarities: Tensor) -> Tensor:

@@ -22,19 +22,23 @@ if TYPE_CHECKING:
 class DemoSize:
     """How much the demonstration does; chosen so that it takes minutes on two cores."""
 
-    pool: int = 24
-    targets: int = 8
-    queries: int = 12
-    bank_size: int = 6
-    bank_epochs: int = 3
-    adapt_epochs: int = 3
-    max_items: int = 0
-    """Most items of each user that become examples; 0 means all."""
-    methods: tuple[str, ...] = ("base", "majority", "nearest", "population", "adapt-only", "merged-only", "mta")
+    pool: int = 16
+    pool_history: int = 16
+    targets: int = 5
+    target_history: int = 12
+    queries: int = 5
+    bank_size: int = 4
+    bank_epochs: int = 2
+    bank_lr: float = 1e-3
+    adapt_epochs: int = 4
+    adapt_lr: float = 2e-3
+    methods: tuple[str, ...] = ("base", "majority", "nearest", "population", "merged-only", "mta")
 
 
 SIZE = DemoSize()
-TINY_SIZE = DemoSize(pool=8, targets=3, queries=4, bank_size=3, bank_epochs=1, adapt_epochs=1, max_items=4)
+TINY_SIZE = DemoSize(
+    pool=6, pool_history=5, targets=2, target_history=5, queries=2, bank_size=2, bank_epochs=1, adapt_epochs=1
+)
 """For the random model, which is there to try the plumbing."""
 
 
@@ -45,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     base: options.Base = "smollm2-135m",
-    task: options.Task = "lamp-2",
+    task: options.Task = "lamp-4",
     out: options.Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the invented people.")] = 0,
     device: options.Device = "auto",
@@ -70,6 +74,8 @@ def demo(
         task_id=found.task_id,
         pool=size.pool,
         targets=size.targets,
+        pool_history=size.pool_history,
+        target_history=size.target_history,
         target_queries=size.queries,
         seed=seed,
     )
@@ -103,11 +109,11 @@ def demo_plan(task_id: str, base: str, size: DemoSize) -> Plan:
     bank = replace(
         preset.bank,
         anchors=replace(preset.bank.anchors, bank_size=size.bank_size),
-        train=replace(preset.bank.train, epochs=size.bank_epochs, max_items=size.max_items),
+        train=replace(preset.bank.train, epochs=size.bank_epochs, lr=size.bank_lr, min_updates=0),
     )
     if base == TINY:
-        bank = tiny_encoders(replace(bank, train=replace(bank.train, min_updates=0)))
-    adapt = replace(preset.adapt, epochs=size.adapt_epochs, max_items=size.max_items)
+        bank = tiny_encoders(replace(bank, anchors=replace(bank.anchors, min_history=0)))
+    adapt = replace(preset.adapt, epochs=size.adapt_epochs, lr=size.adapt_lr)
     return Plan(bank=bank, match=bank.match, merge=preset.merge, adapt=adapt)
 
 

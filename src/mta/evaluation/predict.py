@@ -6,14 +6,16 @@ labels. Free text: greedy text, and the likelihood of the gold answer's tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.generation import Request, generate, score_answers, score_labels
+from mta.lora.adapter import Adapter
 from mta.packing import TokenRow
 from mta.personalize import Personalized
 from mta.progress import Step
@@ -50,29 +52,29 @@ def predict(
     cut = 0
     total = sum(len(person.user.queries) for person in people)
     for start in range(0, len(people), USERS_PER_CHUNK):
-        asked = [_Asked.of(person, base.tokens) for person in people[start : start + USERS_PER_CHUNK]]
-        examples = [example for one in asked for example in one.examples]
-        requests = [request for one in asked for request in one.requests]
-        if requests:
-            rows += _predict(people[0], examples, requests, base, engine)
-        cut += sum(request.row.cut_words > 0 for request in requests)
-        if step:
-            step(len(rows), total)
+        asked = _ask(people[start : start + USERS_PER_CHUNK], base.tokens)
+        if asked:
+            rows += _predict(people[0], asked, base, engine, partial(_pass_on, step, len(rows), total))
+        cut += sum(request.row.cut_words > 0 for _, request in asked)
     return Predictions(tuple(rows), cut)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One person's queries as requests to the model."""
+def _pass_on(step: Step | None, done_before: int, total: int, done: int) -> None:
+    if step:
+        step(done_before + done, total)
 
-    examples: tuple[Example, ...]
-    requests: tuple[Request, ...]
 
-    @staticmethod
-    def of(person: Personalized, tokens: PromptTokenizer) -> _Asked:
+def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Request]]:
+    """Turn queries into requests; people who share an adapter share one copy of it."""
+    made: dict[str, Adapter] = {}
+    asked = []
+    for person in people:
         examples = query_examples(person.task, person.user, history_k=person.prompts.history_k)
-        adapter = person.adapter.make() if person.adapter and examples else None
-        return _Asked(examples, tuple(Request(_row(person, example, tokens), adapter) for example in examples))
+        if person.adapter and examples and person.adapter.fingerprint not in made:
+            made[person.adapter.fingerprint] = person.adapter.make()
+        adapter = made.get(person.adapter.fingerprint) if person.adapter else None
+        asked += [(example, Request(_row(person, example, tokens), adapter)) for example in examples]
+    return asked
 
 
 def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> TokenRow:
@@ -82,10 +84,15 @@ def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> Tok
 
 
 def _predict(
-    like: Personalized, examples: Sequence[Example], requests: Sequence[Request], base: BaseModel, engine: EngineConfig
+    like: Personalized,
+    asked: Sequence[tuple[Example, Request]],
+    base: BaseModel,
+    engine: EngineConfig,
+    on_progress: Callable[[int], None],
 ) -> list[Prediction]:
     task = like.task
-    texts = generate(base, requests, max_new_tokens=task.max_new_tokens, engine=engine)
+    examples, requests = [example for example, _ in asked], [request for _, request in asked]
+    texts = generate(base, requests, max_new_tokens=task.max_new_tokens, engine=engine, on_progress=on_progress)
     if task.labels:
         labels = [base.tokens.answer_ids(label, like.prompts) for label in task.labels]
         scores = score_labels(base, requests, labels, engine=engine)  # (queries, L)

@@ -22,7 +22,7 @@ from mta.bank_building import history_fingerprint
 from mta.base_model import BaseModel
 from mta.config import MergeConfig, PromptConfig, TrainConfig, from_dict
 from mta.errors import ConfigError, DataError
-from mta.evaluation.run import RunConfig, _predictions_fingerprint
+from mta.evaluation.run import RunConfig, predictions_fingerprint
 from mta.files import read_json, safe_name
 from mta.lora.adapter import Recipe
 from mta.merging import Match
@@ -203,7 +203,7 @@ def _check_belonging(run: FinishedRun, served: Sequence[ServedUser]) -> None:
         base=run.base, task=run.task, prompts=run.prompts, adapt=run.adapt, folder=run.folder / "adapters"
     )
     people = PersonalizedUsers({one.user.user_id: _personalized(run, one) for one in served})
-    if _part(run.predictions, "fingerprint") != _predictions_fingerprint(people, resources):
+    if _part(run.predictions, "fingerprint") != predictions_fingerprint(people, resources):
         raise DataError(
             f"{run.predictions} was not made from the adapters, matches and settings now in {run.folder}, or not for "
             "these target users in this dtype: the data changed, or a run with other settings was stopped half-way; "

@@ -250,7 +250,7 @@ def _predictions(
     name: str, people: PersonalizedUsers, resources: Resources, path: Path
 ) -> tuple[list[Prediction], float]:
     """Answer, or read the answers back where exactly these were given before."""
-    wanted = _predictions_fingerprint(people, resources)
+    wanted = predictions_fingerprint(people, resources)
     saved = _saved(path)
     if saved.get("fingerprint") == wanted:
         return [Prediction(**row) for row in saved["predictions"]], float(saved["seconds"])
@@ -273,7 +273,8 @@ def _saved(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> str:
+def predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> str:
+    """Return a SHA-256 over everything that decides one method's answers."""
     parts = [
         (
             name,
