@@ -111,7 +111,7 @@ def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         return _load_folder(str(_converted(path, sha256_file(path))), dtype)
     if path.suffix in PICKLE_WEIGHTS:
         raise ModelError(f"{name} is a pickle file, which can run code when it is opened; {_SAFETENSORS_WAY_OUT}")
-    if path.is_dir():
+    if name and path.is_dir():
         _check_folder(path)
         return _load_folder(str(path), dtype)
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
@@ -141,13 +141,22 @@ def _load_folder(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     hf_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise whatever their parsers do
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load base model {source}: {reason}; check the name and the network, download it first and "
             "give the folder, or use smollm2-135m"
         ) from error
+    if lacking := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"base model {source}: its files lack {len(lacking)} weights the model needs, for example {lacking[0]}; "
+            "they would be random - fetch the model again, or choose one whose config fits its weights"
+        )
     return model, tokenizer
 
 

@@ -1,0 +1,170 @@
+"""Settings: every field documented, checked, and the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mta import config as module
+from mta.config import (
+    AnchorConfig,
+    BankConfig,
+    EngineConfig,
+    MatchConfig,
+    MergeConfig,
+    PromptConfig,
+    TrainConfig,
+    field_help,
+    from_dict,
+    to_dict,
+)
+from mta.errors import ConfigError
+from mta.evaluation.run import RunConfig
+from mta.presets import PRESETS, find_preset
+
+CONFIGS = [PromptConfig, AnchorConfig, TrainConfig, MatchConfig, MergeConfig, BankConfig, EngineConfig, RunConfig]
+
+
+def test_no_config_is_forgotten_here() -> None:
+    found = {value for value in vars(module).values() if dataclasses.is_dataclass(value)}
+    assert found == set(CONFIGS) - {RunConfig}
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_field_says_what_it_is(cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        text = field_help(cls, field.name)
+        assert text.endswith(".")
+        assert len(text.split()) >= 2
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_configs_are_frozen_and_by_keyword(cls: type) -> None:
+    values = {"task_id": "own", "base": "tiny-random"} if cls is RunConfig else {}
+    made = cls(**values)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.seed = 1
+    with pytest.raises(TypeError):
+        cls("positional")
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+def through_json(value: object) -> object:
+    return from_dict(type(value), json.loads(json.dumps(to_dict(value))))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task_id", ["lamp-1", "lamp-4", "own"])
+def test_presets_survive_json(preset: str, task_id: str) -> None:
+    found = find_preset(preset, task_id)
+    for part in (found.bank, found.adapt, found.merge):
+        assert through_json(part) == part
+    run = RunConfig(task_id=task_id, base="x", bank=found.bank, adapt=found.adapt, methods=("mta", "base"))
+    assert through_json(run) == run
+
+
+@given(
+    st.builds(
+        TrainConfig,
+        rank=st.integers(1, 64),
+        alpha=st.floats(0.1, 64),
+        target_modules=st.lists(st.sampled_from(["q_proj", "v_proj"]), min_size=1).map(tuple),
+        lr=st.floats(1e-8, 1),
+        schedule=st.sampled_from(["cosine", "linear", "constant"]),
+        train_a=st.booleans(),
+        held_out_share=st.floats(0, 0.9),
+        max_items=st.integers(0, 50),
+    )
+)
+def test_any_settings_survive_json(train: TrainConfig) -> None:
+    bank = BankConfig(train=train, shared_init=not train.train_a)
+    assert through_json(train) == train
+    assert through_json(bank) == bank
+
+
+def test_missing_fields_take_their_defaults_and_whole_numbers_are_numbers() -> None:
+    assert from_dict(TrainConfig, {}) == TrainConfig()
+    made = from_dict(BankConfig, {"train": {"lr": 1, "target_modules": ["q_proj"]}})
+    assert (made.train.lr, made.train.target_modules, made.prompts) == (1.0, ("q_proj",), PromptConfig())
+    assert isinstance(made.train.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (TrainConfig, {"ranks": 8}, "TrainConfig has no field ranks; fields: rank, alpha, "),
+        (BankConfig, {"train": {"ranks": 8}}, "TrainConfig has no field ranks"),
+        (TrainConfig, {"rank": "8"}, "TrainConfig.rank is '8'; it must be int"),
+        (TrainConfig, {"rank": 8.0}, "TrainConfig.rank is 8.0; it must be int"),
+        (TrainConfig, {"rank": True}, "TrainConfig.rank is True; it must be int"),
+        (TrainConfig, {"rank": None}, "TrainConfig.rank is None; it must be int"),
+        (TrainConfig, {"lr": "fast"}, "TrainConfig.lr is 'fast'; it must be float"),
+        (TrainConfig, {"lr": True}, "TrainConfig.lr is True; it must be float"),
+        (TrainConfig, {"train_a": 1}, "TrainConfig.train_a is 1; it must be bool"),
+        (TrainConfig, {"target_modules": "q_proj"}, "TrainConfig.target_modules is 'q_proj'; it must be tuple"),
+        (BankConfig, {"train": 8}, "BankConfig.train is 8; it must be TrainConfig"),
+        (BankConfig, {"train": []}, "BankConfig.train is []; it must be TrainConfig"),
+    ],
+)
+def test_wrong_json_is_refused_with_what_it_must_be(cls: type, values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(cls, values)
+    assert message in str(caught.value)
+
+
+# ranges -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "bad", "good"),
+    [
+        (PromptConfig, "history_k", [-1], [0, 5]),
+        (PromptConfig, "history_words", [0, -3], [1]),
+        (PromptConfig, "input_words", [0], [1]),
+        (PromptConfig, "max_tokens", [31, 0, -1], [32]),
+        (PromptConfig, "template", ["", "Chat", "none"], ["auto", "chat", "plain"]),
+        (AnchorConfig, "bank_size", [0, -1], [1]),
+        (AnchorConfig, "min_history", [-1], [0]),
+        (AnchorConfig, "n_init", [0], [1]),
+        (TrainConfig, "rank", [0, -1], [1]),
+        (TrainConfig, "target_modules", [()], [("q_proj",)]),
+        (TrainConfig, "lr", [0.0, -1e-4, float("nan")], [1e-9]),
+        (TrainConfig, "schedule", ["step", ""], ["cosine", "linear", "constant"]),
+        (TrainConfig, "warmup_ratio", [-0.1, 1.0, float("nan")], [0.0, 0.99]),
+        (TrainConfig, "epochs", [0], [1]),
+        (TrainConfig, "batch_size", [0], [1]),
+        (TrainConfig, "held_out_share", [-0.1, 1.0], [0.0, 0.5]),
+        (TrainConfig, "patience", [0], [1]),
+        (TrainConfig, "max_updates", [-1], [0, 9]),
+        (TrainConfig, "min_updates", [-1], [0, 9]),
+        (TrainConfig, "max_items", [-1], [0, 9]),
+        (TrainConfig, "clip_norm", [-1.0, float("nan")], [0.0, 1.0]),
+        (TrainConfig, "weight_decay", [-0.1], [0.0, 0.1]),
+        (MatchConfig, "document", ["mean", ""], ["item_mean", "first512"]),
+        (MatchConfig, "top_k", [0, -1], [1]),
+        (MergeConfig, "mode", ["exact", ""], ["cat", "linear"]),
+        (EngineConfig, "slots", [0], [1]),
+        (EngineConfig, "tokens_per_batch", [0], [1]),
+        (EngineConfig, "predict_tokens_per_batch", [0], [1]),
+    ],
+)
+def test_values_out_of_range_are_refused_when_the_config_is_made(cls: type, name: str, bad: list, good: list) -> None:
+    for value in bad:
+        with pytest.raises(ConfigError, match=name.removesuffix("s") if name == "mode" else name):
+            cls(**{name: value})
+    for value in good:
+        assert getattr(cls(**{name: value}), name) == value
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="min_updates is 9, above max_updates 5"):
+        TrainConfig(min_updates=9, max_updates=5)
+    assert TrainConfig(min_updates=5, max_updates=5).scaling == 2.0
+    assert TrainConfig(rank=4, alpha=2.0).scaling == 0.5
