@@ -23,10 +23,10 @@ class DemoSize:
     """How much the demonstration does; chosen so that it takes minutes on two cores."""
 
     pool: int = 16
-    pool_history: int = 16
-    targets: int = 5
+    pool_history: int = 12
+    targets: int = 4
     target_history: int = 12
-    queries: int = 5
+    queries: int = 6
     bank_size: int = 4
     bank_epochs: int = 2
     bank_lr: float = 1e-3

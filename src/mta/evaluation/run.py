@@ -354,15 +354,17 @@ def _json_line(row: Mapping[str, Any]) -> str:
 
 
 def _cases(records: Sequence[MethodRecord], targets: Sequence[User], task: Task) -> list[dict[str, Any]]:
-    """Pick the first queries on which the methods disagree."""
+    """Pick a query each of the first few users, preferably one on which the methods disagree."""
     answers: dict[tuple[str, str], dict[str, str]] = {}
     for record in records:
         for row in record.predictions:
             answers.setdefault((row.user_id, row.query_id), {})[record.name] = row.text
     queries = {(user.user_id, query.query_id): (user, query) for user in targets for query in user.queries}
-    differing = [key for key, found in answers.items() if len(set(found.values())) > 1]
+    chosen: dict[str, tuple[str, str]] = {}
+    for key in sorted(answers, key=lambda key: len(set(answers[key].values())) == 1):  # stable: disagreements first
+        chosen.setdefault(key[0], key)
     cases = []
-    for key in (differing or list(answers))[:CASES]:
+    for key in list(chosen.values())[:CASES]:
         user, query = queries[key]
         cases.append(
             {
