@@ -128,6 +128,7 @@ def run(
     task = get_task(config.task_id)
     methods = methods_for(task, config.methods)
     _check(pool, targets, task)
+    _check_top_k(config)
     make_folder(folder)
     base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
     _write_config(folder, config, base)
@@ -197,6 +198,16 @@ def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
             )
     if not any(user.queries for user in targets):
         raise DataError("no target user has a query; a run needs queries with gold answers")
+
+
+def _check_top_k(config: RunConfig) -> None:
+    """Refuse before the bank is trained what cannot be matched after."""
+    largest = config.bank.anchors.bank_size
+    if config.match.top_k > largest:
+        raise ConfigError(
+            f"top_k is {config.match.top_k} but the bank will have at most {largest} anchors; lower it or build a "
+            "larger bank"
+        )
 
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:

@@ -1,0 +1,181 @@
+"""One adapter for everybody: the anchors' data, as many tokens as the anchors had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import random_rows, tiny_base
+from mta.adapter_files import load_adapter
+from mta.bank import Bank, retire_anchor
+from mta.bank_building import build_bank
+from mta.base_model import BaseModel
+from mta.baselines.methods import METHODS, find_method
+from mta.baselines.population import population, same_tokens
+from mta.config import BankConfig, TrainConfig
+from mta.errors import BankError, DataError, NotFound
+from mta.packing import TokenRow
+from mta.personalize import Personalized, Resources
+from mta.training import train
+from mta.training_plan import TrainJob, total_updates, update_examples
+from mta.user_rows import user_rows
+from small_world import ADAPT, BANK, ENCODER, ENCODERS, ENGINE, OWN, PROMPTS, TRAIN, Heard, small_pool, small_targets
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return tiny_base(torch.float32)
+
+
+def resources(base: BaseModel, folder: Path, config: BankConfig = BANK) -> Resources:
+    bank = build_bank(small_pool(), OWN, base, folder / "bank", config=config, encoders=ENCODERS, engine=ENGINE)
+    return have(base, bank, folder)
+
+
+def have(base: BaseModel, bank: Bank | None, folder: Path) -> Resources:
+    return Resources(
+        base=base, task=OWN, prompts=PROMPTS, adapt=ADAPT, folder=folder, bank=bank, pool=small_pool(),
+        encoder=ENCODER, engine=ENGINE,
+    )  # fmt: skip
+
+
+def anchor_rows(base: BaseModel, names: tuple[str, ...]) -> list[TokenRow]:
+    pool = {user.user_id: user for user in small_pool()}
+    return [row for name in names for row in user_rows(base.tokens, OWN, pool[name], train=TRAIN, prompts=PROMPTS).rows]
+
+
+# tokens -----------------------------------------------------------------------------------------------------------
+
+
+def seen(rows: list[TokenRow], config: TrainConfig) -> int:
+    """Tokens that a training really takes, update by update."""
+    updates = range(total_updates(len(rows), config))
+    chosen = [index for k in updates for index in update_examples(len(rows), config, job_id="population", step=k)]
+    return sum(len(rows[index]) for index in chosen)
+
+
+@given(
+    count=st.integers(1, 25),
+    batch_size=st.integers(1, 9),
+    drop_last=st.booleans(),
+    share=st.floats(0.3, 12),
+    epochs=st.integers(1, 4),
+)
+def test_planned_tokens_are_the_wanted_ones_up_to_an_update(
+    count: int, batch_size: int, drop_last: bool, share: float, epochs: int
+) -> None:
+    rows = [TokenRow(tuple(range(3, 20)), (5, 1))] * count  # equal lengths: what is left is rounding to whole updates
+    wanted = round(share * sum(map(len, rows)))
+    config = same_tokens(TrainConfig(batch_size=batch_size, drop_last=drop_last, epochs=epochs), rows, wanted)
+    one_update = 19 * min(batch_size, count)
+    assert abs(seen(rows, config) - wanted) <= one_update
+    assert total_updates(count, config) >= 1
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_planned_tokens_of_unequal_rows_are_within_a_tenth(drop_last: bool) -> None:
+    rows = list(random_rows(3, 40))
+    for share in (1.0, 1.5, 2.6, 7.0):
+        wanted = round(share * sum(map(len, rows)))
+        config = same_tokens(TrainConfig(batch_size=3, drop_last=drop_last), rows, wanted)
+        assert seen(rows, config) == pytest.approx(wanted, rel=0.1)
+
+
+CONFIGS = {
+    "plain": BANK,
+    "early stopping": replace(BANK, train=replace(TRAIN, held_out_share=0.3, epochs=9, lr=0.1)),
+    "at least": replace(BANK, train=replace(TRAIN, epochs=1, min_updates=8)),
+    "at most": replace(BANK, train=replace(TRAIN, epochs=9, max_updates=6)),
+    "last dropped": replace(BANK, train=replace(TRAIN, batch_size=3, drop_last=True, epochs=5)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_sees_as_many_tokens_as_all_anchors_together(base, tmp_path, name: str) -> None:
+    known = resources(base, tmp_path, CONFIGS[name])
+    population(small_targets(), known)
+    _, note = load_adapter(tmp_path / "population" / "population.safetensors", base=base)
+    anchors = sum(anchor.tokens for anchor in known.need_bank().anchors)
+    assert note["tokens"] == pytest.approx(anchors, rel=0.1)
+
+
+# one for everybody ------------------------------------------------------------------------------------------------
+
+
+def test_everybody_gets_the_one_adapter_trained_on_all_anchors_rows(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    bank = known.need_bank()
+    found = population(small_targets(), known)
+    assert list(found.users) == ["ann", "bob", "cy"]
+    assert found.train_seconds > 0
+    rows = anchor_rows(base, bank.anchor_ids)
+    assert len(rows) == sum(anchor.examples for anchor in bank.anchors)
+    tokens = sum(anchor.tokens for anchor in bank.anchors)
+    job = TrainJob("population", tuple(rows), same_tokens(TRAIN, rows, tokens))
+    (wanted,) = train(base, [job], engine=ENGINE)
+    for one in found.users.values():
+        made = adapter_of(one)
+        assert made.fingerprint() == wanted.adapter.fingerprint()
+        assert (one.updates, one.adapter_bytes, one.match) == (0, 0, None), "nothing is made or kept for one user"
+    assert len({one.adapter.fingerprint for one in found.users.values() if one.adapter}) == 1
+
+
+def adapter_of(one: Personalized):
+    assert one.adapter is not None
+    made = one.adapter.make()
+    assert made.rank == one.adapter.rank == TRAIN.rank
+    return made
+
+
+def test_held_out_items_of_the_bank_are_learned_here(base, tmp_path) -> None:
+    """The bank keeps some back for early stopping; a fair rival has the anchors' whole data."""
+    known = resources(base, tmp_path, replace(BANK, train=replace(TRAIN, held_out_share=0.4)))
+    heard = Heard()
+    population(small_targets(), replace(known, progress=heard))
+    bank = known.need_bank()
+    rows = anchor_rows(base, bank.anchor_ids)
+    assert len(rows) > sum(anchor.examples for anchor in bank.anchors)
+    tokens = sum(anchor.tokens for anchor in bank.anchors)
+    (planned,) = {total for stage, _, total in heard.steps if stage == "population training"}
+    assert planned == total_updates(len(rows), same_tokens(TRAIN, rows, tokens))
+
+
+def test_retired_anchors_are_left_out(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    before = adapter_of(population(small_targets(), known).users["ann"]).fingerprint()
+    left = retire_anchor(known.need_bank(), "p3")
+    after = population(small_targets(), replace(known, bank=left))
+    tokens = sum(anchor.tokens for anchor in left.anchors if not anchor.retired)
+    assert sorted(left.anchor_ids) == ["p1", "p5"]
+    rows = anchor_rows(base, left.anchor_ids)
+    (wanted,) = train(base, [TrainJob("population", tuple(rows), same_tokens(TRAIN, rows, tokens))], engine=ENGINE)
+    assert adapter_of(after.users["ann"]).fingerprint() == wanted.adapter.fingerprint() != before
+
+
+def test_a_second_call_trains_nothing(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    first = population(small_targets(), known)
+    heard = Heard()
+    second = population(small_targets(), replace(known, progress=heard))
+    assert heard.steps == []
+    assert second.train_seconds == first.train_seconds
+
+
+def test_a_pool_without_the_anchors_is_refused(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    missing = [user for user in small_pool() if user.user_id != "p3"]
+    with pytest.raises(DataError, match=r"1 of 3 anchors are not in the pool \(first: 'p3'\)"):
+        population(small_targets(), replace(known, pool=missing))
+    with pytest.raises(BankError, match="no bank was given"):
+        population(small_targets(), have(base, None, tmp_path))
+
+
+def test_methods_are_found_by_name() -> None:
+    assert all(find_method(name) is METHODS[name] for name in METHODS)
+    with pytest.raises(NotFound, match=r"unknown method 'MTA'; known: .*mta"):
+        find_method("MTA")

@@ -1,0 +1,366 @@
+"""A whole run in one folder: what it leaves behind, what a second call reuses, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta.adapter_files import load_adapter
+from mta.bank import load_bank
+from mta.base_model import load_base_model
+from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
+from mta.data.personas import make_pool_and_targets
+from mta.errors import ConfigError, DataError, NotFound
+from mta.evaluation.predict import predict
+from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, methods_for, run
+from mta.files import read_json
+from mta.lora.adapter import recipe
+from mta.merging import merge_cat, merge_distance
+from mta.personalize import Personalized, renderer
+from mta.progress import Step
+from mta.records import User
+from mta.tasks import TASKS, get_task
+from small_world import Heard
+
+TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)
+METHODS = (
+    "base",
+    "majority",
+    "nearest",
+    "lead",
+    "population",
+    "adapt-only",
+    "merged-only",
+    "merged-only-linear",
+    "mta",
+)
+CONFIG = RunConfig(
+    task_id="lamp-3",
+    base="tiny-random",
+    device="cpu",
+    bank=BankConfig(
+        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
+        anchors=AnchorConfig(bank_size=3, min_history=3, encoder="tiny-random"),
+        train=TRAIN,
+        match=MatchConfig(encoder="tiny-random"),
+    ),
+    adapt=replace(TRAIN, rank=1, alpha=2.0),
+    methods=METHODS,
+    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000, checkpoint_every_s=0.0),
+)
+ANSWERED = {name for name in METHODS if name not in ("majority", "nearest", "lead")}
+
+
+def world(task_id: str = "lamp-3") -> tuple[list[User], list[User]]:
+    pool, targets = make_pool_and_targets(
+        task_id, pool=6, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
+    )
+    return list(pool.users), list(targets.users)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A vector cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(*world(), CONFIG, tmp_path_factory.mktemp("run") / "first", notes={"command": "in a test"})
+
+
+def timeless(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores without the wall time of the call that wrote them."""
+    return {**scores, "run": {key: value for key, value in scores["run"].items() if "wall" not in key}}
+
+
+def without_costs_of_answers(scores: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in two runs that both trained and answered: everything but times."""
+    methods = {
+        name: {key: value for key, value in method.items() if not key.endswith("_seconds")}
+        for name, method in scores["methods"].items()
+    }
+    return {**timeless(scores), "methods": methods}
+
+
+# what it leaves behind --------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_every_part(first: RunResult) -> None:
+    names = {path.relative_to(first.folder).as_posix() for path in first.folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.json", "matches.json", "predictions.jsonl", "scores.json", "table.md", "table.csv", "report.html",
+        "bank/bank.json", "adapters/mta/target-000.safetensors", "adapters/adapt-only/target-000.safetensors",
+        "adapters/population/population.safetensors",
+    }  # fmt: skip
+    assert {name for name in names if name.startswith("predictions/")} == {f"predictions/{m}.json" for m in ANSWERED}
+    assert not [name for name in names if name.endswith(".tmp") or "unfinished" in name]
+    assert read_json(first.folder / "scores.json") == first.scores
+    assert (first.folder / "table.md").read_text().strip() == first.table.strip()
+
+
+def test_every_method_that_means_something_is_scored_on_every_query(first: RunResult) -> None:
+    scores = first.scores
+    assert list(scores["methods"]) == [name for name in METHODS if name != "lead"]
+    assert (scores["task"], scores["base"], scores["seeds"]) == ("lamp-3", "tiny-random", [42])
+    assert (scores["people"], scores["queries"]) == (3, 9)
+    for name, method in scores["methods"].items():
+        assert {"mae", "rmse"} <= set(method["metrics"])
+        assert ("nll" in method["metrics"]) == (name in ANSWERED)
+    rows = [json.loads(line) for line in (first.folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 * 9
+    golds = {(user.user_id, query.query_id): query.gold for user in world()[1] for query in user.queries}
+    assert {(row["user_id"], row["query_id"]) for row in rows} == set(golds)
+    assert all(row["gold"] == golds[row["user_id"], row["query_id"]] for row in rows)
+    assert {(pair["a"], pair["b"]) for pair in scores["comparisons"]} == {
+        ("mta", other) for other in ("base", "population", "adapt-only", "merged-only")
+    }
+
+
+def test_scored_metrics_are_those_of_the_written_predictions(first: RunResult) -> None:
+    rows = [json.loads(line) for line in (first.folder / "predictions.jsonl").read_text().splitlines()]
+    for name in ("base", "mta", "majority"):
+        mine = [row for row in rows if row["method"] == name]
+        metrics = first.scores["methods"][name]["metrics"]
+        if name != "majority":
+            assert metrics["nll"] == pytest.approx(sum(row["nll"] for row in mine) / len(mine))
+        else:
+            assert metrics["mae"] == pytest.approx(sum(abs(float(r["text"]) - float(r["gold"])) for r in mine) / 9)
+
+
+def test_costs_per_user(first: RunResult) -> None:
+    methods = first.scores["methods"]
+    base = load_base_model("tiny-random", device="cpu")
+    own_bytes = 4 * sum(d_in + d_out for d_out, d_in in base.shapes(QUERY_VALUE).values())
+    updates = sum(2 * -(-len(user.history) // 3) for user in world()[1]) / 3
+    for name in ("mta", "adapt-only"):
+        assert methods[name]["updates_per_user"] == pytest.approx(updates)
+        assert methods[name]["adapter_bytes_per_user"] == own_bytes
+    for name in ("base", "majority", "merged-only", "population"):
+        assert methods[name]["updates_per_user"] == 0
+        assert not methods[name]["adapter_bytes_per_user"]
+
+
+def test_matches_name_anchors_weights_and_how_far_the_merges_are_apart(first: RunResult) -> None:
+    bank = load_bank(first.folder / "bank")
+    rows = read_json(first.folder / "matches.json")
+    assert [row["user_id"] for row in rows] == [user.user_id for user in world()[1]]
+    for row in rows:
+        assert len(row["anchor_ids"]) == 2
+        assert set(row["anchor_ids"]) <= set(bank.anchor_ids)
+        assert sum(row["weights"]) == pytest.approx(1.0)
+        apart = merge_distance([bank.adapter(name) for name in row["anchor_ids"]], row["weights"])
+        assert row["cat_vs_linear"] == pytest.approx({"relative": apart.relative, "cosine": apart.cosine})
+
+
+def test_merged_only_answers_come_from_the_anchors_alone(first: RunResult) -> None:
+    """Spot check through every part: bank, match, merge, prompt, forward pass, file."""
+    base, task = load_base_model("tiny-random", device="cpu"), get_task("lamp-3")
+    bank = load_bank(first.folder / "bank", base=base)
+    match = read_json(first.folder / "matches.json")[1]
+    user = world()[1][1]
+    merged = recipe(merge_cat([bank.adapter(name) for name in match["anchor_ids"]], match["weights"]))
+    one = Personalized(user, task, merged, renderer(task, CONFIG.bank.prompts), CONFIG.bank.prompts)
+    rows = predict([one], base=base, engine=CONFIG.engine).rows
+    saved = read_json(first.folder / "predictions" / "merged-only.json")["predictions"]
+    mine = [row for row in saved if row["user_id"] == user.user_id]
+    assert [row["text"] for row in mine] == [row.text for row in rows]
+    assert [row["nll"] for row in mine] == pytest.approx([row.nll for row in rows], abs=1e-5)
+
+
+def test_config_and_card_say_what_decided_the_run(first: RunResult) -> None:
+    saved = read_json(first.folder / "config.json")
+    base = load_base_model("tiny-random", device="cpu")
+    assert saved["base_fingerprint"] == base.fingerprint
+    assert saved["config"]["bank"]["train"]["rank"] == 2
+    assert "torch" in saved["versions"]
+    card = first.scores["run"]
+    assert (card["command"], card["pool users"], card["target users"]) == ("in a test", 6, 3)
+    assert card["anchors asked / kept"] == f"3 / {len(load_bank(first.folder / 'bank').anchors)}"
+    assert card["settings"] == saved["config"]
+
+
+def test_population_saw_as_many_tokens_as_the_anchors(first: RunResult) -> None:
+    _, note = load_adapter(first.folder / "adapters" / "population" / "population.safetensors")
+    anchors = sum(anchor.tokens for anchor in load_bank(first.folder / "bank").anchors)
+    assert note["tokens"] == pytest.approx(anchors, rel=0.1)
+    assert first.scores["run"]["anchor tokens trained"] == anchors
+
+
+def test_nothing_leaves_the_folder_but_vectors(first: RunResult, cache: Path) -> None:
+    assert {path.name for path in first.folder.parent.iterdir()} == {"first"}
+
+
+# a second call ----------------------------------------------------------------------------------------------------
+
+
+def copied(first: RunResult, folder: Path) -> Path:
+    shutil.copytree(first.folder, folder)
+    return folder
+
+
+def test_the_same_call_again_reuses_everything(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    heard = Heard()
+    again = run(*world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
+    assert heard.trained() == set()
+    assert not [stage for stage in heard.stages if stage.startswith("answers of")]
+    assert timeless(again.scores) == timeless(first.scores)
+    assert (folder / "predictions.jsonl").read_bytes() == (first.folder / "predictions.jsonl").read_bytes()
+
+
+def test_a_run_elsewhere_gives_the_same_scores(first: RunResult, tmp_path: Path) -> None:
+    other = run(*world(), CONFIG, tmp_path / "run", notes={"command": "in a test"})
+    assert without_costs_of_answers(other.scores) == without_costs_of_answers(first.scores)
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+class Fuse:
+    """A `progress` that stops the run at its n-th step."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[Step]:
+        def step(done: int, total: int) -> None:
+            self.left -= 1
+            if self.left <= 0:
+                raise Stopped
+
+        yield step
+
+
+def test_a_run_cut_again_and_again_ends_with_the_same_scores(first: RunResult, tmp_path: Path) -> None:
+    lives = 0
+    while lives < 40:
+        lives += 1
+        try:
+            done = run(*world(), CONFIG, tmp_path / "run", notes={"command": "in a test"}, progress=Fuse(9))
+        except Stopped:
+            continue
+        break
+    assert 3 < lives < 40
+    assert without_costs_of_answers(done.scores) == without_costs_of_answers(first.scores)
+
+
+def test_changed_adaptation_trains_and_answers_only_what_it_touches(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    changed = replace(CONFIG, adapt=replace(CONFIG.adapt, lr=3e-2))
+    heard = Heard()
+    second = run(*world(), changed, folder, progress=heard)
+    assert heard.trained() == {"adaptation"}
+    assert {stage for stage in heard.stages if "answers" in stage} == {"answers of adapt-only", "answers of mta"}
+    fresh = run(*world(), changed, tmp_path / "fresh")
+    assert without_costs_of_answers(second.scores) == without_costs_of_answers(fresh.scores)
+    nll = {name: second.scores["methods"][name]["metrics"]["nll"] for name in ANSWERED}
+    before = {name: first.scores["methods"][name]["metrics"]["nll"] for name in ANSWERED}
+    assert {name for name in nll if nll[name] != before[name]} == {"adapt-only", "mta"}
+
+
+CHANGES = {
+    "seed of the bank": replace(CONFIG, bank=replace(CONFIG.bank, train=replace(TRAIN, seed=1))),
+    "prompt": replace(CONFIG, bank=replace(CONFIG.bank, prompts=replace(CONFIG.bank.prompts, history_k=0))),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_bank_or_prompt_reuses_nothing_stale(first: RunResult, tmp_path: Path, name: str) -> None:
+    second = run(*world(), CHANGES[name], copied(first, tmp_path / "run"))
+    fresh = run(*world(), CHANGES[name], tmp_path / "fresh")
+    assert without_costs_of_answers(second.scores) == without_costs_of_answers(fresh.scores)
+    assert second.scores["methods"]["mta"]["metrics"]["nll"] != first.scores["methods"]["mta"]["metrics"]["nll"]
+
+
+def test_damaged_answers_are_given_again(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    for name, text in (("mta", "{"), ("base", "[]"), ("population", "null")):
+        (folder / "predictions" / f"{name}.json").write_text(text)
+    heard = Heard()
+    again = run(*world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
+    wanted = {"answers of mta", "answers of base", "answers of population"}
+    assert {stage for stage in heard.stages if "answers" in stage} == wanted
+    assert without_costs_of_answers(again.scores) == without_costs_of_answers(first.scores)
+
+
+def test_changed_targets_are_answered_again(first: RunResult, tmp_path: Path) -> None:
+    pool, targets = world()
+    other = replace(targets[0].queries[0], gold=next(x for x in "12345" if x != targets[0].queries[0].gold))
+    targets[0] = replace(targets[0], queries=(other, *targets[0].queries[1:]))
+    heard = Heard()
+    run(pool, targets, CONFIG, copied(first, tmp_path / "run"), progress=heard)
+    assert {stage for stage in heard.stages if "answers" in stage} == {f"answers of {name}" for name in ANSWERED}
+    assert heard.trained() == set(), "golds do not decide what is trained"
+
+
+def test_a_folder_of_another_task_is_refused(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a run of task 'lamp-3', not 'lamp-4'"):
+        run(*world("lamp-4"), replace(CONFIG, task_id="lamp-4"), folder)
+    assert read_json(folder / "config.json") == read_json(first.folder / "config.json")
+
+
+def test_a_text_task_has_its_own_controls(tmp_path: Path) -> None:
+    config = replace(CONFIG, task_id="lamp-4", methods=("base", "majority", "nearest", "lead"))
+    done = run(*world("lamp-4"), config, tmp_path / "run")
+    assert list(done.scores["methods"]) == ["base", "nearest", "lead"]
+    assert {"rouge_1", "rouge_l"} <= set(done.scores["methods"]["lead"]["metrics"])
+
+
+# what it refuses --------------------------------------------------------------------------------------------------
+
+
+def refused(pool: list[User], targets: list[User], folder: Path, config: RunConfig = CONFIG) -> str:
+    with pytest.raises((DataError, ConfigError, NotFound)) as caught:
+        run(pool, targets, config, folder)
+    assert not list(folder.rglob("*.safetensors")), "it should be refused before anything is trained"
+    return str(caught.value)
+
+
+def test_a_target_in_the_pool_is_refused(tmp_path: Path) -> None:
+    pool, targets = world()
+    assert "not different people" in refused([*pool, targets[0]], targets, tmp_path)
+    under_another_name = replace(targets[0], user_id="somebody else")
+    assert "not different people" in refused([*pool, under_another_name], targets, tmp_path)
+
+
+def test_targets_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
+    pool, targets = world()
+    ann = targets[0]
+    assert "no target users" in refused(pool, [], tmp_path)
+    assert "empty history" in refused(pool, [replace(ann, history=())], tmp_path)
+    assert "no target user has a query" in refused(pool, [replace(ann, queries=())], tmp_path)
+    unknown = replace(ann, queries=(replace(ann.queries[0], gold=None),))
+    assert f"{ann.queries[0].query_id!r} of user {ann.user_id!r} has no gold answer" in refused(
+        pool, [unknown], tmp_path
+    )
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    assert "unknown method 'mtaa'" in refused(*world(), tmp_path, replace(CONFIG, methods=("mtaa",)))
+    assert "unknown task" in refused(*world(), tmp_path, replace(CONFIG, task_id="lamp-9"))
+    small = replace(CONFIG, bank=replace(CONFIG.bank, anchors=replace(CONFIG.bank.anchors, bank_size=7)))
+    assert "bank_size asks for 7 clusters, but the pool has 6 users" in refused(*world(), tmp_path, small)
+    greedy = replace(CONFIG, match=replace(CONFIG.match, top_k=4))
+    assert "top_k is 4 but the bank will have at most 3 anchors" in refused(*world(), tmp_path, greedy)
+
+
+@pytest.mark.parametrize("task_id", TASKS)
+def test_default_methods_hold_the_controls_of_every_task(task_id: str) -> None:
+    found = methods_for(get_task(task_id), DEFAULT_METHODS)
+    control = "lead" if get_task(task_id).kind == "text" else "majority"
+    assert {"base", control, "nearest", "population", "adapt-only", "merged-only", "mta"} <= set(found)
+    assert not {"lead", "majority"} - {control} & set(found)
+    assert methods_for(get_task(task_id), ["mta", "base", "mta"]) == ["mta", "base"]
