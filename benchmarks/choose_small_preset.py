@@ -37,11 +37,8 @@ ADAPT = dataclasses.replace(BANK, rank=4, alpha=8)
 
 def trials() -> list[tuple[str, TrainConfig]]:
     """Every setting tried: (part, config)."""
-    found = [
-        ("adapt", dataclasses.replace(ADAPT, lr=lr, epochs=6, batch_size=size))
-        for lr, size in ((5e-4, 4), (1e-3, 4), (2e-3, 4), (1e-3, 2))
-    ]
-    found += [("bank", dataclasses.replace(BANK, lr=lr, epochs=4, batch_size=4)) for lr in (2e-4, 5e-4, 1e-3)]
+    found = [("adapt", dataclasses.replace(ADAPT, lr=lr, epochs=5, batch_size=4)) for lr in (1e-3, 5e-4, 2e-3)]
+    found += [("bank", dataclasses.replace(BANK, lr=lr, epochs=4, batch_size=4)) for lr in (5e-4, 1e-3, 2e-4)]
     return found
 
 
@@ -79,9 +76,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with <LaMP_N>/pool_questions.json")
     parser.add_argument("--task", required=True)
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--anchors", type=int, default=6)
-    parser.add_argument("--targets", type=int, default=10)
-    parser.add_argument("--target-items", type=int, default=12)
+    parser.add_argument("--anchors", type=int, default=4)
+    parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--target-items", type=int, default=10)
+    parser.add_argument("--part", choices=["adapt", "bank"], help="only these trials")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -90,6 +88,8 @@ def main() -> None:
     base = load_base_model(options.base)
     results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"task": task.task_id, "trials": []}
     for part, config in trials():
+        if options.part not in (None, part):
+            continue
         settings = {"part": part, "lr": config.lr, "batch_size": config.batch_size, "rank": config.rank}
         if any(all(trial[key] == value for key, value in settings.items()) for trial in results["trials"]):
             continue
