@@ -19,11 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mta import files
 from mta.data.lamp import write_lamp
 from mta.data.persona_shapes import Facts, Likes, Scene, Shape, find_shape
 from mta.data.persona_texts import GROUPS, PLACES
 from mta.errors import ConfigError, unknown_name
+from mta.files import write_json, write_jsonl
 from mta.metrics import score
 from mta.records import HistoryItem, Query, User
 from mta.seeds import stable_seed
@@ -166,10 +166,10 @@ def write_personas(
     )
     for name, personas in zip(("pool", "target"), both, strict=True):
         if task_id == "own":
-            files.write_jsonl(folder / f"{name}.jsonl", _jsonl_rows(personas.users))
+            write_jsonl(folder / f"{name}.jsonl", _jsonl_rows(personas.users))
         else:
             write_lamp(personas.users, folder / f"{name}_questions.json", task_name=task_id.replace("lamp-", "LaMP_"))
-    files.write_json(folder / "personas.json", _truth_record(*both))
+    write_json(folder / "personas.json", _truth_record(*both))
     return both
 
 
