@@ -142,12 +142,14 @@ def test_any_user_id_gets_a_file_of_its_own_inside_the_folder(base, tmp_path, na
 
 def test_a_run_cut_after_any_round_continues_where_it_was(base, tmp_path, unbroken) -> None:
     wanted, rounds = unbroken
+    total = sum(note.tokens for note, _ in wanted.values())
     for cut in range(2, rounds + 1):
         folder = tmp_path / str(cut)
         interrupted(base, four_jobs(base), folder, rounds=cut)
         watch = Watch()
         done = train_and_store(base, four_jobs(base), folder, engine=OFTEN, on_progress=watch)
         assert content(done, base) == wanted
+        assert [report.tokens for report in watch.reports[-1:]] == ([total] if watch.rounds else [])
         all_stored = cut == rounds
         assert watch.rounds == (0 if all_stored else rounds - (cut - 1)), "only what has no checkpoint is done again"
         assert not (folder / CHECKPOINT).exists()
