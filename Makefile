@@ -39,7 +39,7 @@ demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/mta demo
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks tools

@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that help answers at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -41,6 +42,12 @@ for part in (demo, models, data, bank, stages, score, run, report):
     part.register(app)
 
 
+SPIN_COUNT = "10000"
+"""How long an idle compute thread spins before it sleeps. With the library's default, a busy neighbour on the machine
+makes two threads several times slower than one; this value costs nothing on an idle machine (docs/results/threads.md)."""
+
+
 def main() -> None:
     """Run the program."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded, which no command has done yet
     app()
