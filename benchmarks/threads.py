@@ -1,4 +1,4 @@
-"""Does a busy neighbour make two compute threads slower than one, and does a shorter spin help?
+"""Measure whether a busy neighbour makes two compute threads slower than one, and what a shorter spin does.
 
     python benchmarks/threads.py [--base smollm2-135m]
 

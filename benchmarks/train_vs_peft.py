@@ -163,7 +163,7 @@ def measure(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, rep
     """Time all peers, interleaved."""
     times: dict[str, list[float]] = {"engine": [], "peft plain": [], "peft best": [], "floor": []}
     losses: dict[str, dict[str, float]] = {}
-    for _ in range(repeats):
+    for turn in range(repeats + 1):
         times["engine"].append(seconds(lambda: losses.update(engine=run_engine(base, jobs, engine))))
         for name, best in (("peft plain", False), ("peft best", True)):
             loop = PeftLoop(base, jobs[0].config, best=best)
@@ -171,6 +171,8 @@ def measure(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, rep
             loop.close()
         times["floor"].append(seconds(lambda: run_floor(base, jobs, engine)))
         require_equal(losses)
+        if turn == 0:  # warm-up: first touch of memory
+            times = {name: [] for name in times}
     tokens = sum(len(row) for job in jobs for step in range(job.total) for row in update_rows(job, step))
     rows = {
         name: {

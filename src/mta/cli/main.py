@@ -43,8 +43,8 @@ for part in (demo, models, data, bank, stages, score, run, report):
 
 
 SPIN_COUNT = "10000"
-"""How long an idle compute thread spins before it sleeps. With the library's default, a busy neighbour on the machine
-makes two threads several times slower than one; this value costs nothing on an idle machine (docs/results/threads.md)."""
+"""How long an idle compute thread spins before it sleeps. With the library's default, a busy neighbour makes two
+threads slower than one; this value costs nothing on an idle machine (docs/results/threads.md)."""
 
 
 def main() -> None:
