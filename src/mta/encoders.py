@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mta.characters import whole_characters
 from mta.encoder_files import encoder_fingerprint, require_safe_weights, require_tokenizer_parser
 from mta.errors import ConfigError, DataError, ModelError
 from mta.files import sha256_json
@@ -374,17 +375,8 @@ def _require_histories(users: Sequence[User]) -> None:
 def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the distinct texts in order of first appearance, and for each text its row among them."""
     places: dict[str, int] = {}
-    rows = [places.setdefault(_encodable(text), len(places)) for text in texts]
+    rows = [places.setdefault(whole_characters(text), len(places)) for text in texts]
     return list(places), rows
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which JSON can carry and tokenizers refuse."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _embed_distinct(

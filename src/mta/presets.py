@@ -42,7 +42,8 @@ def paper(task_id: str) -> Preset:
 def released(task_id: str) -> Preset:
     """Return the settings of the authors' run script: 5e-5, one epoch, for every task."""
     adapt = replace(_PAPER_ADAPT, lr=5e-5, epochs=1)
-    return Preset(bank=BankConfig(), adapt=adapt, merge=MergeConfig(mode="linear"))
+    bank = BankConfig(match=MatchConfig(document="first512"))
+    return Preset(bank=bank, adapt=adapt, merge=MergeConfig(mode="linear"))
 
 
 def small(task_id: str) -> Preset:

@@ -5,10 +5,12 @@ Knows how a tokenizer frames a chat; knows nothing of tasks or weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mta.characters import whole_characters
 from mta.config import PromptConfig
 from mta.errors import ConfigError, DataError
 from mta.packing import TokenRow
@@ -66,15 +68,22 @@ class PromptTokenizer:
     def prompt_ids(self, prompt: Prompt, config: PromptConfig) -> tuple[int, ...]:
         """Tokenize a prompt, framed as a chat turn where the template asks for it."""
         if self.uses_chat(config):
-            messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+            messages = [{"role": m.role, "content": self._disarmed(m.content)} for m in prompt.messages]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return tuple(self.tokenizer(prompt.text, add_special_tokens=True).input_ids)
+        return tuple(self.tokenizer(self._disarmed(prompt.text), add_special_tokens=True).input_ids)
 
     def answer_ids(self, answer: str, config: PromptConfig) -> tuple[int, ...]:
         """Tokenize an answer and add the end-of-answer token; without a chat frame it follows after a space."""
-        text = answer if self.uses_chat(config) else f" {answer}"
+        text = self._disarmed(answer if self.uses_chat(config) else f" {answer}")
         return (*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id)
+
+    def _disarmed(self, text: str) -> str:
+        """Break up control tokens inside a person's text, so that no history can end a turn or speak as the system."""
+        text = whole_characters(text)
+        for token in self.tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     @property
     def end_id(self) -> int:
@@ -94,14 +103,14 @@ def cut_to_fit(prompt: Prompt, count: Callable[[Prompt], int], room: int) -> tup
     """
     if count(prompt) <= room:
         return prompt, 0
-    history_words = sum(len(item.split()) for item in prompt.history)
-    payload_words = prompt.payload.split()
+    history_words = sum(len(_words(item)) for item in prompt.history)
+    payload_words = _words(prompt.payload)
     total = history_words + len(payload_words)
 
     def keep(words: int) -> Prompt:
         if words >= len(payload_words):
             return replace(prompt, history=_first_words(prompt.history, words - len(payload_words)))
-        return replace(prompt, history=(), payload=" ".join(payload_words[:words]))
+        return replace(prompt, history=(), payload="".join(payload_words[:words]))
 
     low, high = -1, total + 1  # `low` words fit (or -1: unknown), `high` do not; `total` may: blank items have no words
     while high - low > 1:
@@ -113,12 +122,17 @@ def cut_to_fit(prompt: Prompt, count: Callable[[Prompt], int], room: int) -> tup
     return (None, 0) if low < 0 else (keep(low), total - low)
 
 
+def _words(text: str) -> list[str]:
+    """Split a text into words with the space before them; 16 characters without one count as a word."""
+    return re.findall(r" ?\S{1,16}", " ".join(text.split()))
+
+
 def _first_words(items: tuple[str, ...], words: int) -> tuple[str, ...]:
     kept: list[str] = []
     for item in items:
-        parts = item.split()
+        parts = _words(item)
         if words <= 0:
             break
-        kept.append(item if len(parts) <= words else " ".join(parts[:words]))
+        kept.append(item if len(parts) <= words else "".join(parts[:words]))
         words -= len(parts)
     return tuple(kept)

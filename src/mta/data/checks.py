@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.files import read_json, storage_errors
 from mta.records import HistoryItem
@@ -131,13 +132,6 @@ def is_number(value: Any) -> bool:
         and value not in (math.inf, -math.inf)
         and value == value
     )
-
-
-def whole_characters(text: str) -> str:
-    """Replace half surrogate pairs (JSON allows them, UTF-8 does not) so that the text can be written again."""
-    if not any("\ud800" <= character <= "\udfff" for character in text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def history_item(value: Any, *, where: str, default_id: str) -> HistoryItem:

@@ -7,7 +7,7 @@ labels. Free text: greedy text, and the likelihood of the gold answer's tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -80,7 +80,8 @@ def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[
 def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> TokenRow:
     labels = (len(tokens.answer_ids(label, person.prompts)) for label in person.task.labels)
     reserve = max(person.task.max_new_tokens, *labels, 0)
-    return tokens.row(person.render(example), example.answer, person.prompts, reserve=reserve)
+    row = tokens.row(person.render(example), None, person.prompts, reserve=reserve)  # the gold must not decide the cut
+    return replace(row, answer=tokens.answer_ids(example.answer, person.prompts))
 
 
 def _predict(

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.plots import plot_layout
 from mta.evaluation.scores import CONTROLS, best_methods, check_scores, finite, interval_of, shown_metrics
@@ -90,12 +91,7 @@ def render_report(
         cases=[_case_view(case, number) for number, case in enumerate(cases, start=1)],
         card=card_sections(run_card),
     )
-    return _without_surrogates(text)
-
-
-def _without_surrogates(text: str) -> str:
-    """Replace half characters, which no UTF-8 file can hold, by a visible mark."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole_characters(text)
 
 
 def comparability(scores: Mapping[str, Any]) -> list[str]:
