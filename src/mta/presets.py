@@ -2,8 +2,9 @@
 
 `paper` follows Table 4 and the bank settings of the authors' code; `released` follows their run script (one epoch, one
 learning rate for all tasks). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters,
-where the paper's learning rates hardly move an adapter; its values are provisional until
-`benchmarks/choose_small_preset.py`, which reads pool users only, has been run in full.
+where the paper's learning rates hardly move an adapter; its values are provisional: they
+come from an exploratory trial that had seen target scores, and stand until `benchmarks/choose_small_preset.py`, which
+reads pool users only, has been run in full.
 """
 
 from __future__ import annotations

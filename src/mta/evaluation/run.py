@@ -197,7 +197,10 @@ def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
                 "beside the questions (*_outputs.json) or name them with --golds"
             )
     if not any(user.queries for user in targets):
-        raise DataError("no target user has a query; a run needs queries with gold answers")
+        raise DataError(
+            "no target user has a query; a run needs queries with gold answers - give a file that has them, or, for own "
+            "data, hold out the last lines of each user with --queries-per-user"
+        )
 
 
 def _check_top_k(config: RunConfig) -> None:
