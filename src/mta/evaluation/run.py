@@ -198,8 +198,8 @@ def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
             )
     if not any(user.queries for user in targets):
         raise DataError(
-            "no target user has a query; a run needs queries with gold answers - give a file that has them, or, for own "
-            "data, hold out the last lines of each user with --queries-per-user"
+            "no target user has a query; a run needs queries with gold answers - give a file that has them, or, for "
+            "own data, hold out the last lines of each user with --queries-per-user"
         )
 
 
