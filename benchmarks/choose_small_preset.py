@@ -4,7 +4,7 @@ Pool users play two parts: a few act as anchors (bank settings), others, with th
 act as targets (adaptation settings). Each is trained on part of the own history and judged after every epoch on
 held-out items of the same history. No target user and no target answer is read.
 
-    python benchmarks/choose_small_preset.py --data DIR --task lamp-2 --out docs/results/small_preset_lamp-2.json
+    python benchmarks/choose_small_preset.py --data DIR --task lamp-2 --part bank --out lamp-2_bank.json
 
 The output holds every trial: settings and the mean held-out loss (nats per answer token) before training and after each
 epoch. It is written after each trial, and finished trials are not run again.
@@ -24,6 +24,7 @@ from mta.config import EngineConfig, PromptConfig, TrainConfig
 from mta.data.read import read_users
 from mta.files import read_json, write_json
 from mta.records import User
+from mta.runtime import keep_freed_memory
 from mta.tasks import get_task
 from mta.tasks.task import Task
 from mta.training import train
@@ -85,6 +86,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     task = get_task(options.task)
     pool = read_users(options.data / task.lamp_name / "pool_questions.json", task=task).users
+    keep_freed_memory()
     base = load_base_model(options.base)
     results: dict[str, Any] = read_json(options.out) if options.out.exists() else {"task": task.task_id, "trials": []}
     for part, config in trials():

@@ -6,8 +6,9 @@ final losses of every anchor are asserted to agree before any time is reported. 
 - `peft plain`: one anchor after the other, micro-batches of 2 accumulated to the update, padded on the right, logits of
   all positions, the model's own loss; how most people train.
 - `peft best`: the strongest variant of that loop: the whole update in one batch, logits of answer positions only.
+- `peft packed`: PEFT's layers over this package's forward pass (rows packed without padding), one anchor at a time.
 - `floor`: the base model's forward and backward pass alone (gradients to the embeddings, no adapters) on the very
-  batches that this engine makes.
+  packs that this engine makes.
 
     python benchmarks/train_vs_peft.py --data DIR --out docs/results/train_vs_peft.json
 
@@ -35,8 +36,8 @@ from mta.data.read import read_users
 from mta.files import write_json, write_text
 from mta.forward import answer_nll
 from mta.lora.stacked import initial_A
-from mta.packing import TokenRow, length_buckets
-from mta.runtime import peak_rss_bytes, versions
+from mta.packing import TokenRow, fill_packs, left_pad, pack_rows
+from mta.runtime import keep_freed_memory, peak_rss_bytes, versions
 from mta.tasks import get_task
 from mta.training import train
 from mta.training_plan import TrainJob, learning_rate, update_examples
@@ -67,10 +68,10 @@ def run_floor(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -
     """Forward and backward of the bare model on the batches the engine makes."""
     for step in range(max(job.total for job in jobs)):
         rows = [row for job in jobs if step < job.total for row in update_rows(job, step)]
-        for bucket in length_buckets(rows, len, tokens_per_batch=engine.tokens_per_batch):
+        for part in fill_packs(rows, len, tokens_per_batch=engine.tokens_per_batch):
             embeddings = base.model.get_input_embeddings()
             handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-            answer_nll(base, bucket).sum().backward()
+            answer_nll(base, pack_rows(part, device=base.device)).sum().backward()
             handle.remove()
 
 
@@ -83,11 +84,11 @@ def update_rows(job: TrainJob, step: int) -> list[TokenRow]:
 class PeftLoop:
     """One PEFT model, its adapter started afresh for each anchor."""
 
-    def __init__(self, base: BaseModel, config: TrainConfig, *, best: bool) -> None:
+    def __init__(self, base: BaseModel, config: TrainConfig, *, kind: str) -> None:
         lora = peft.LoraConfig(
             r=config.rank, lora_alpha=config.alpha, target_modules=list(config.target_modules), lora_dropout=0.0
         )
-        self.base, self.config, self.best = base, config, best
+        self.base, self.config, self.kind = base, config, kind
         self.model = peft.get_peft_model(base.model, lora)
         self.layers = {n: m for n, m in self.model.base_model.model.named_modules() if hasattr(m, "lora_A")}
 
@@ -117,8 +118,8 @@ class PeftLoop:
 
     def _accumulate(self, rows: Sequence[TokenRow]) -> float:
         tokens = sum(len(row.answer) for row in rows)
-        if self.best:
-            nll = answer_nll(self.base, rows).sum() / tokens
+        if self.kind != "plain":
+            nll = (self._packed_nll(rows) if self.kind == "packed" else self._padded_nll(rows)) / tokens
             nll.backward()
             return float(nll.detach())
         total = 0.0
@@ -127,6 +128,23 @@ class PeftLoop:
             loss.backward()
             total += float(loss.detach())
         return total
+
+    def _packed_nll(self, rows: Sequence[TokenRow]) -> Tensor:
+        return answer_nll(self.base, pack_rows(rows, device=self.base.device)).sum()
+
+    def _padded_nll(self, rows: Sequence[TokenRow]) -> Tensor:
+        batch = left_pad([row.prompt + row.answer for row in rows], pad_id=self.base.pad_id, device="cpu")
+        longest = max(len(row.answer) for row in rows)
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            logits_to_keep=longest + 1,
+        ).logits[:, :-1]
+        targets = torch.full((len(rows), longest), -100)
+        for index, row in enumerate(rows):
+            targets[index, longest - len(row.answer) :] = torch.tensor(row.answer)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
     def _plain_loss(self, rows: Sequence[TokenRow]) -> Tensor:
         width = max(map(len, rows))
@@ -161,12 +179,13 @@ def require_equal(losses: dict[str, dict[str, float]]) -> None:
 
 def measure(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, repeats: int) -> dict[str, Any]:
     """Time all peers, interleaved."""
-    times: dict[str, list[float]] = {"engine": [], "peft plain": [], "peft best": [], "floor": []}
+    kinds = ("plain", "best", "packed")
+    times: dict[str, list[float]] = {name: [] for name in ("engine", *(f"peft {kind}" for kind in kinds), "floor")}
     losses: dict[str, dict[str, float]] = {}
     for turn in range(repeats + 1):
         times["engine"].append(seconds(lambda: losses.update(engine=run_engine(base, jobs, engine))))
-        for name, best in (("peft plain", False), ("peft best", True)):
-            loop = PeftLoop(base, jobs[0].config, best=best)
+        for kind in kinds:
+            name, loop = f"peft {kind}", PeftLoop(base, jobs[0].config, kind=kind)
             times[name].append(seconds(lambda: losses.update({name: loop(jobs)})))  # noqa: B023 - called at once
             loop.close()
         times["floor"].append(seconds(lambda: run_floor(base, jobs, engine)))
@@ -209,6 +228,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["engine"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()
     base = load_base_model(options.base)
     jobs = make_jobs(base, options)
     engine = EngineConfig(slots=8, tokens_per_batch=options.tokens_per_batch)

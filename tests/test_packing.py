@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.packing import TokenRow, left_pad, length_buckets
+from mta.packing import TokenRow, fill_packs, left_pad, length_buckets, pack_rows
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
@@ -57,3 +59,21 @@ def test_padding_can_be_taken_off_again(sequences: list[list[int]], pad_id: int)
 @pytest.mark.parametrize(("prompt", "answer", "length"), [((1, 2, 3), (4,), 4), ((1,), (), 1), ((), (), 0)])
 def test_length_of_a_row_counts_prompt_and_answer(prompt: tuple, answer: tuple, length: int) -> None:
     assert len(TokenRow(prompt, answer, cut_words=5)) == length
+
+
+def test_packing_by_hand() -> None:
+    pack = pack_rows([TokenRow((7, 8, 9), (4, 2)), TokenRow((5,), (2,)), TokenRow((6, 6), (3, 2))], device="cpu")
+    assert pack.input_ids.tolist() == [[7, 8, 9, 4, 5, 6, 6, 3]], "a row's last answer token predicts nothing"
+    assert pack.position_ids.tolist() == [[0, 1, 2, 3, 0, 0, 1, 2]]
+    assert pack.lengths == (4, 1, 3)
+    assert pack.sources.tolist() == [2, 3, 4, 6, 7]
+    assert pack.targets.tolist() == [4, 2, 2, 3, 2]
+    assert pack.owners.tolist() == [0, 0, 1, 2, 2]
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
+def test_packs_keep_the_order_within_the_budget(lengths: list[int], budget: int) -> None:
+    packs = fill_packs(lengths, lambda length: length, tokens_per_batch=budget)
+    assert [length for pack in packs for length in pack] == lengths
+    assert all(sum(pack) <= budget or len(pack) == 1 for pack in packs)
+    assert all(sum(pack) + following[0] > budget for pack, following in pairwise(packs))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mta.runtime import (
     choose_device,
     choose_dtype,
     is_offline,
+    keep_freed_memory,
     limit_threads,
     peak_rss_bytes,
     quiet_loading,
@@ -137,3 +140,28 @@ def test_quiet_loading_puts_the_settings_back_even_after_an_error() -> None:
         assert settings() == (logging.INFO, True)
     finally:
         logging.set_verbosity(verbosity)
+
+
+FAULTS = """
+import resource, torch
+from mta.runtime import keep_freed_memory
+if {keep}: keep_freed_memory()
+def touch():
+    held = [torch.ones(1_000_000) for _ in range(20)]
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such setting")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    def page_faults(keep: bool) -> int:
+        run = [sys.executable, "-c", FAULTS.format(keep=keep)]
+        return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults(keep=True) < page_faults(keep=False) / 2
+    keep_freed_memory()
+    assert torch.ones(1_000_000).sum() == 1_000_000

@@ -15,7 +15,7 @@ from mta.lora.adapter import Adapter, cat, recipe
 from mta.lora.attach import attached
 from mta.lora.stacked import FrozenStack, initial_A
 from mta.merging import merge_cat
-from mta.packing import left_pad
+from mta.packing import left_pad, pack_rows
 from mta.training import Trained, train
 from mta.training_plan import TrainJob, learning_rate, update_examples
 
@@ -138,7 +138,7 @@ def test_answer_nll_equals_row_by_row_log_softmax():
     base = tiny_base()
     rows = random_rows(3, 6)
     with torch.no_grad():
-        together = answer_nll(base, rows)
+        together = answer_nll(base, pack_rows(rows, device="cpu"))
         alone = torch.stack([peft_loss(base.model, [row]) * len(row.answer) for row in rows])
     assert torch.allclose(together, alone, atol=1e-12)
 

@@ -26,6 +26,7 @@ from mta.files import make_folder, sha256_file, storage_errors
 from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
+from mta.row_attention import check_rows_stay_apart
 from mta.runtime import cache_folder, choose_device, choose_dtype
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
@@ -86,9 +87,14 @@ def load_base_model(name: str, *, device: str = "auto", dtype: str = "auto") -> 
 
 
 def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
-    """Make a BaseModel of a loaded decoder and tokenizer; freezes the model in place."""
+    """Make a BaseModel of a loaded decoder and tokenizer; freezes the model in place.
+
+    Raises:
+        ModelError: users could not share its batches.
+    """
     model.requires_grad_(False)
     model.eval()
+    check_rows_stay_apart(model)
     config: Any = model.config
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
     return BaseModel(name, model, PromptTokenizer(tokenizer, context=context), weights_fingerprint(model))

@@ -1,6 +1,6 @@
 """Answers of many users in shared batches: greedy text, label scores, and likelihood of the gold answer.
 
-Every request carries its own adapter (or none, for the bare base model). Requests are sorted by length across users;
+Every request carries its own adapter (or none, for the bare base model). Requests of all users share batches;
 each batch holds its distinct adapters side by side and routes every row to its own.
 
 Example:
@@ -23,7 +23,7 @@ from mta.forward import answer_nll
 from mta.lora.adapter import Adapter
 from mta.lora.attach import attached
 from mta.lora.stacked import FrozenStack
-from mta.packing import TokenRow, left_pad, length_buckets
+from mta.packing import TokenRow, fill_packs, left_pad, length_buckets, pack_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,11 @@ def _until_end(ids: list[int], end_id: int) -> list[int]:
 
 def score_answers(base: BaseModel, requests: Sequence[Request], *, engine: EngineConfig) -> list[float]:
     """Return each request's negative log-likelihood of `row.answer`, summed over its tokens, in nats."""
-    results = [0.0] * len(requests)
-    for indices, chosen in _batches(requests, lambda r: len(r.row), engine):
-        with torch.no_grad(), _routed(base, chosen):
-            nll = answer_nll(base, [r.row for r in chosen])
-        for index, value in zip(indices, nll.tolist(), strict=True):
-            results[index] = value
+    results: list[float] = []
+    for chosen in fill_packs(requests, lambda r: len(r.row), tokens_per_batch=engine.predict_tokens_per_batch):
+        pack = pack_rows([r.row for r in chosen], device=base.device)
+        with torch.no_grad(), _routed(base, chosen, lengths=pack.lengths):
+            results += answer_nll(base, pack).tolist()
     return results
 
 
@@ -180,13 +179,19 @@ def _batches(
         yield [index for index, _ in bucket], [request for _, request in bucket]
 
 
-def _routed(base: BaseModel, requests: Sequence[Request]) -> AbstractContextManager[None]:
-    """Attach the batch's distinct adapters and route each row to its own."""
+def _routed(
+    base: BaseModel, requests: Sequence[Request], *, lengths: Sequence[int] | None = None
+) -> AbstractContextManager[None]:
+    """Attach the batch's distinct adapters and route each row to its own; `lengths` are those of a pack's rows."""
     distinct: dict[int, Adapter | None] = {id(r.adapter): r.adapter for r in requests}
     if all(adapter is None for adapter in distinct.values()):
         return nullcontext()
     place = {key: index for index, key in enumerate(distinct)}
     targets = {name.rsplit(".", 1)[-1] for adapter in distinct.values() if adapter for name in adapter.modules}
     stack = FrozenStack(list(distinct.values()), base.shapes(sorted(targets)), device=base.device, dtype=base.dtype)
-    stack.route(torch.tensor([place[id(r.adapter)] for r in requests], device=base.device))
+    rows = [place[id(r.adapter)] for r in requests]
+    if lengths is None:
+        stack.route(torch.tensor(rows, device=base.device))
+    else:
+        stack.route_pack(rows, lengths)
     return attached(base.model, stack)

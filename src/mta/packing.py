@@ -1,13 +1,15 @@
-"""Token rows, and how rows of many users share a batch: sorted by length, padded on the left.
+"""Token rows, and how rows of many users share a batch.
 
-With left padding the answers of a batch end in the same column, so that the model's head is computed for the last few
-positions only.
+Two layouts: a `Pack` puts rows one after the other in one sequence, without padding, where the answers are known
+(training, likelihoods); a `Batch` pads rows on the left to one length, so that all of them go on from the same column
+(generation, labels).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -45,6 +47,68 @@ class Batch:
     def padded_tokens(self) -> int:
         """Tokens computed, padding included."""
         return self.input_ids.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Rows one after the other in one sequence of N tokens.
+
+    A row's last answer token predicts nothing and is left out.
+    """
+
+    input_ids: Tensor
+    """(1, N) int64"""
+    position_ids: Tensor
+    """(1, N) int64, starting again at 0 with each row"""
+    lengths: tuple[int, ...]
+    """Tokens of each row; their sum is N."""
+    sources: Tensor
+    """(M,) int64: the positions in the sequence that predict an answer token"""
+    targets: Tensor
+    """(M,) int64: the answer tokens"""
+    owners: Tensor
+    """(M,) int64: the row each answer token belongs to"""
+
+
+def pack_rows(rows: Sequence[TokenRow], *, device: torch.device | str) -> Pack:
+    """Put rows one after the other.
+
+    Args:
+        rows: prompt and answer of each must not be empty.
+        device: where the tensors go.
+    """
+    sequences = [(row.prompt + row.answer)[:-1] for row in rows]
+    ends = list(accumulate(map(len, sequences)))
+    sources = [place for row, end in zip(rows, ends, strict=True) for place in range(end - len(row.answer), end)]
+    return Pack(
+        input_ids=_integers([token for sequence in sequences for token in sequence], device)[None],
+        position_ids=_integers([place for sequence in sequences for place in range(len(sequence))], device)[None],
+        lengths=tuple(map(len, sequences)),
+        sources=_integers(sources, device),
+        targets=_integers([token for row in rows for token in row.answer], device),
+        owners=_integers([index for index, row in enumerate(rows) for _ in row.answer], device),
+    )
+
+
+def _integers(values: list[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device)
+
+
+def fill_packs(items: Sequence[T], length: Callable[[T], int], *, tokens_per_batch: int) -> list[list[T]]:
+    """Cut a sequence of items into neighbouring groups within a token budget, keeping their order.
+
+    A user's rows stay together, since callers list them user by user. An item longer than the budget gets a group of
+    its own.
+    """
+    packs: list[list[T]] = []
+    filled = 0
+    for item in items:
+        if not packs or filled + length(item) > tokens_per_batch:
+            packs.append([])
+            filled = 0
+        packs[-1].append(item)
+        filled += length(item)
+    return packs
 
 
 def length_buckets(items: Sequence[T], length: Callable[[T], int], *, tokens_per_batch: int) -> list[list[T]]:

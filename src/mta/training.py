@@ -1,8 +1,8 @@
 """The one training loop: many users' adapters in shared batches, each as if it were alone.
 
 Bank anchors, the population adapter, adaptation and every trained rival are `TrainJob`s. Users wait in a queue for one
-of S slots; in every round each live user's next update is collected, all their rows are sorted by length into common
-batches, and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
+of S slots; in every round each live user's next update is collected, all their rows are packed into common batches
+without padding, and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
 
 Why a user gets the same adapter in any company:
 - the loss is a sum over users of each user's own mean over the answer tokens of its own update;
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ from mta.lora.adapter import Adapter
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.lora.stacked import TrainableStack
-from mta.packing import TokenRow, length_buckets
+from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 
@@ -247,17 +246,18 @@ class _Engine:
     def _run(
         self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
     ) -> list[tuple[_Live, float]]:
-        """Run rows in length buckets; with `weights`, accumulate each row's gradient divided by its slot's weight."""
+        """Run rows in packs; with `weights`, accumulate each row's gradient divided by its slot's weight."""
         results: list[tuple[_Live, float]] = []
-        buckets = length_buckets(work, lambda item: len(item[1]), tokens_per_batch=self.engine.tokens_per_batch)
+        packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.engine.tokens_per_batch)
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
-            for bucket in buckets:
-                self.stack.rows = torch.tensor([live.slot for live, _ in bucket], device=self.base.device)
-                nll = answer_nll(self.base, [row for _, row in bucket])  # (batch,)
+            for part in packs:
+                pack = pack_rows([row for _, row in part], device=self.base.device)
+                self.stack.route([live.slot for live, _ in part], pack.lengths)
+                nll = answer_nll(self.base, pack)  # (rows,)
                 if weights is not None:
-                    counts = torch.tensor([weights[live.slot] for live, _ in bucket]).to(nll)
-                    _accumulate((nll / counts).sum())
-                results += [(live, value) for (live, _), value in zip(bucket, nll.detach().tolist(), strict=True)]
+                    counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
+                    (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
+                results += [(live, value) for (live, _), value in zip(part, nll.detach().tolist(), strict=True)]
         return results
 
     def _judge(self, lives: Sequence[_Live]) -> None:
@@ -329,16 +329,6 @@ class _Engine:
             _copy_row(self.optimizer.first_moments, slot, state.first_moments[index])
             _copy_row(self.optimizer.second_moments, slot, state.second_moments[index])
             self.optimizer.steps[slot] = slot_state.step
-
-
-def _accumulate(loss: Tensor) -> None:
-    """Add the loss's gradients to the stack's gradient rows.
-
-    Gradients are strided views of one matrix on purpose (a slot is a row); torch warns once about their layout.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _copy_row(into: Tensor, slot: int, row: Tensor) -> None:

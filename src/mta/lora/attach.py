@@ -1,7 +1,7 @@
 """Attach a stack of adapters to a model for the length of a block, and take it off again without a trace.
 
-The base weights are never written: each target linear gets a forward hook that adds the stack's delta to its output.
-Leaving the block removes the hooks, so that outputs are bit for bit what they were.
+The base weights are never written: inside the block each target linear's forward is the stack's, which reads the weight
+and adds its delta. Leaving the block puts the layer's own forward back, so that outputs are bit for bit what they were.
 
 Example:
     >>> with attached(model, stack):
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,24 +56,32 @@ def attached(model: nn.Module, stack: Stack) -> Iterator[None]:
     Raises:
         AdapterError: the stack names a module the model does not have.
     """
-    handles = []
+    changed: list[nn.Linear] = []
     try:
         for name in stack.module_names:
-            handles.append(_module(model, name).register_forward_hook(partial(_add_delta, stack, name)))
+            linear = _linear(model, name)
+            linear.forward = partial(_forward, stack, name, linear)  # type: ignore[method-assign]
+            changed.append(linear)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for linear in changed:
+            del linear.forward
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
+def _linear(model: nn.Module, name: str) -> nn.Linear:
     try:
-        return model.get_submodule(name)
+        module = model.get_submodule(name)
     except AttributeError as error:
         raise AdapterError(
             f"the adapter has a module {name} that this base model does not have; use the base model it was trained on"
         ) from error
+    if not isinstance(module, nn.Linear) or "forward" in vars(module):
+        raise AdapterError(
+            f"module {name} of the base model is not a plain linear layer, or adapters are attached to it already; "
+            "attach one stack at a time to the model as it was loaded"
+        )
+    return module
 
 
-def _add_delta(stack: Stack, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return stack.add_to(output, name, inputs[0])
+def _forward(stack: Stack, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
+    return stack.linear(name, x, linear.weight, linear.bias)

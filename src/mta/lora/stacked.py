@@ -1,6 +1,4 @@
-"""Many adapters side by side in one tensor per module, each batch row routed to its own.
-
-Two stacks share one forward rule, `y + (x @ A[rows].T) @ B[rows].T`:
+"""Many adapters side by side in one tensor per module, each row of tokens routed to its own.
 
 - `TrainableStack`: S slots of trainable factors over S frozen compositions (un-merged anchors, population).
 - `FrozenStack`: the distinct finished adapters of an inference batch.
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, Factors
+from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
 from mta.seeds import stable_seed
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -35,8 +34,8 @@ class Stack(Protocol):
     def module_names(self) -> Iterable[str]:
         """Names of the linear layers this stack adds to."""
 
-    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
-        """Return the module's output `y (batch, T, d_out)` for input `x (batch, T, d_in)` plus each row's delta."""
+    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the module's output for `x (batch, T, d_in)`, (batch, T, d_out), each row's delta included."""
 
 
 def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -54,14 +53,11 @@ def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return torch.baddbmm(y, torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 
-def _check_rows(rows: Tensor | None, x: Tensor, module: str) -> Tensor:
-    if rows is None or x.dim() != 3 or x.shape[0] != len(rows):
-        got = None if rows is None else len(rows)
-        raise AdapterError(
-            f"module {module} got input of shape {tuple(x.shape)} while {got} rows are routed; adapters are applied to "
-            "inputs of shape (batch, tokens, width) with one route per row"
-        )
-    return rows
+def _not_routed(x: Tensor, module: str, routed: str) -> AdapterError:
+    return AdapterError(
+        f"module {module} got input of shape {tuple(x.shape)} while {routed}; route every row of the batch or pack "
+        "before its forward pass"
+    )
 
 
 def initial_A(shape: tuple[int, int], *, seed: int, key: str, module: str) -> Tensor:
@@ -86,6 +82,20 @@ class _Slots:
     """(S, R, d_in), R = 0 where nothing lies beneath"""
     frozen_B: Tensor
     """(S, d_out, R)"""
+    gradient_A: Tensor | None
+    """(S, r, d_in), None where A is fixed"""
+    gradient_B: Tensor
+    """(S, d_out, r)"""
+
+    def route(self, stretch: Stretch, scaling: float) -> Route:
+        """Return one slot's frozen and trainable factors as one adapter, in the dtype of the frozen ones."""
+        slot = stretch.slot
+        A, B = self.A[slot].to(self.frozen_A.dtype), (self.B[slot] * scaling).to(self.frozen_B.dtype)
+        if self.frozen_A.shape[1]:
+            A = torch.cat([self.frozen_A[slot], A], dim=0)
+            B = torch.cat([self.frozen_B[slot], B], dim=1)
+        gradient_A = None if self.gradient_A is None else self.gradient_A[slot]
+        return Route(stretch.start, stretch.stop, A, B, gradient_A, self.gradient_B[slot], scaling)
 
 
 class TrainableStack:
@@ -118,7 +128,7 @@ class TrainableStack:
         self.shapes = dict(shapes)
         self.slots, self.rank, self.scaling, self.train_a = slots, rank, scaling, train_a
         self.compute_dtype = compute_dtype or dtype
-        self.rows: Tensor | None = None
+        self._stretches: tuple[Stretch, ...] = ()
         width_a = sum(rank * d_in for _, d_in in self.shapes.values())
         width_b = sum(d_out * rank for d_out, _ in self.shapes.values())
         trainable = width_a + width_b if train_a else width_b
@@ -133,23 +143,19 @@ class TrainableStack:
         modules: dict[str, _Slots] = {}
         at = at_fixed = 0
         for name, (d_out, d_in) in self.shapes.items():
+            gradient_A = None
             if self.fixed_a is None:
-                A, at = self._view(self.parameters, self.gradients, at, (self.rank, d_in))
+                A, gradient_A = (_view(rows, at, (self.rank, d_in)) for rows in (self.parameters, self.gradients))
+                at += self.rank * d_in
             else:
-                A, at_fixed = self._view(self.fixed_a, None, at_fixed, (self.rank, d_in))
-            B, at = self._view(self.parameters, self.gradients, at, (d_out, self.rank))
+                A = _view(self.fixed_a, at_fixed, (self.rank, d_in))
+                at_fixed += self.rank * d_in
+            B, gradient_B = (_view(rows, at, (d_out, self.rank)) for rows in (self.parameters, self.gradients))
+            at += d_out * self.rank
             frozen_A = torch.zeros(self.slots, frozen_rank, d_in, device=device, dtype=self.compute_dtype)
             frozen_B = torch.zeros(self.slots, d_out, frozen_rank, device=device, dtype=self.compute_dtype)
-            modules[name] = _Slots(A, B, frozen_A, frozen_B)
+            modules[name] = _Slots(A, B, frozen_A, frozen_B, gradient_A, gradient_B)
         return modules
-
-    def _view(self, values: Tensor, gradients: Tensor | None, start: int, shape: tuple[int, int]) -> tuple[Tensor, int]:
-        stop = start + shape[0] * shape[1]
-        leaf = values[:, start:stop].view(-1, *shape).detach()
-        if gradients is not None:
-            leaf.requires_grad_()
-            leaf.grad = gradients[:, start:stop].view(-1, *shape)
-        return leaf, stop
 
     @property
     def module_names(self) -> Iterable[str]:
@@ -205,18 +211,18 @@ class TrainableStack:
                 module.frozen_A[slot].zero_()
                 module.frozen_B[slot].zero_()
 
-    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
-        """Add what each row's slot contributes to the module's output, frozen and trainable parts together.
+    def route(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Say which slot each row of the next pack belongs to, and how many tokens it has."""
+        self._stretches = stretches(slots, lengths)
+
+    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output with what each row's slot contributes, frozen and trainable parts together.
 
         Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
         """
-        slots, rows = self._modules[module], _check_rows(self.rows, x, module)
-        A = slots.A.index_select(0, rows).to(x.dtype)
-        B = (slots.B.index_select(0, rows) * self.scaling).to(x.dtype)
-        if slots.frozen_A.shape[1]:
-            A = torch.cat([slots.frozen_A[rows], A], dim=1)
-            B = torch.cat([slots.frozen_B[rows], B], dim=2)
-        return add_routed(y, x, A, B)
+        _check_routed(self._stretches, x, module)
+        routes = [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]
+        return routed_linear(x, weight, bias, routes)
 
     def export(self, slot: int, values: Tensor | None = None) -> Adapter:
         """Return a slot's trained part as a finished adapter (scaling folded into B), copied to the CPU.
@@ -238,6 +244,17 @@ class TrainableStack:
         return Adapter(factors)
 
 
+def _view(rows: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
+    """Return (S, *shape): the values from `start` of every row."""
+    return rows[:, start : start + shape[0] * shape[1]].view(-1, *shape)
+
+
+def _check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
+    tokens = routed[-1].stop if routed else 0
+    if x.shape[0] != 1 or x.shape[1] != tokens:
+        raise _not_routed(x, module, f"one pack of {tokens} tokens is routed")
+
+
 class FrozenStack:
     """The distinct finished adapters of a batch, padded with zeros to one rank.
 
@@ -252,9 +269,9 @@ class FrozenStack:
     def __init__(
         self, adapters: Sequence[Adapter | None], shapes: Shapes, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        self.rows: Tensor | None = None
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._gathered: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stretches: tuple[Stretch, ...] = ()
         names = dict.fromkeys(name for adapter in adapters if adapter for name in adapter.modules)
         for name in names:
             if name not in shapes:
@@ -271,13 +288,25 @@ class FrozenStack:
 
     def route(self, rows: Tensor) -> None:
         """Choose each batch row's adapter, (batch,) indices; the factors are gathered once and reused every call."""
-        self.rows = rows
         self._gathered = {name: (A[rows], B[rows]) for name, (A, B) in self._factors.items()}
+        self._stretches = ()
 
-    def add_to(self, y: Tensor, module: str, x: Tensor) -> Tensor:
-        """Add what each row's adapter contributes to the module's output."""
-        _check_rows(self.rows, x, module)
-        return add_routed(y, x, *self._gathered[module])
+    def route_pack(self, adapters: Sequence[int], lengths: Sequence[int]) -> None:
+        """Choose the adapter, and give the number of tokens, of each row of the next pack."""
+        self._gathered = {}
+        self._stretches = stretches(adapters, lengths)
+
+    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output with what each row's adapter contributes."""
+        if not self._gathered:
+            _check_routed(self._stretches, x, module)
+            A, B = self._factors[module]
+            routes = [Route(part.start, part.stop, A[part.slot], B[part.slot]) for part in self._stretches]
+            return routed_linear(x, weight, bias, routes)
+        A, B = self._gathered[module]
+        if x.dim() != 3 or x.shape[0] != len(A):
+            raise _not_routed(x, module, f"{len(A)} rows are routed")
+        return add_routed(torch.nn.functional.linear(x, weight, bias), x, A, B)
 
 
 def _pad_together(

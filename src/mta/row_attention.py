@@ -1,0 +1,118 @@
+"""Attention for rows that stand one after the other in one sequence: each token sees its own row only.
+
+The rows are told apart by their lengths, so no mask is built and none of the work above the diagonal is done. The
+model's weights and its other layers are untouched: attention is exchanged for the length of a block, through the
+interface that transformers offers for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from mta.errors import ModelError
+
+NAME = "mta_rows"
+NOT_COVERED = ("softcap", "s_aux", "position_bias")
+"""Changes some architectures make to the attention scores, which this attention does not know."""
+
+
+def attend_within_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_lengths: Sequence[int],
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally within each row.
+
+    Args:
+        module: the attention layer; not used.
+        query: (1, heads, N, d)
+        key: (1, key heads, N, d); key heads divide heads.
+        value: (1, key heads, N, d)
+        attention_mask: not used; the row lengths say everything.
+        row_lengths: tokens of each row, N together.
+        scaling: factor on the scores; None is 1 / sqrt(d).
+        sliding_window: a token sees this many of its row's last tokens, itself included; None is all of them.
+        others: what else the model passes on.
+
+    Returns:
+        (1, N, heads, d), and None in place of attention weights.
+
+    Raises:
+        ModelError: the architecture changes the scores in a way this attention does not know.
+    """
+    if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
+        raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
+    lengths = list(row_lengths)
+    rows = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    attended = [_attend(q, k, v, scaling=scaling, window=sliding_window) for q, k, v in rows]
+    return torch.cat([row.transpose(1, 2) for row in attended], dim=1), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    length = q.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
+
+
+AttentionInterface.register(NAME, attend_within_rows)
+
+
+@contextmanager
+def rows_apart(model: Any) -> Iterator[None]:
+    """Let the model's attention keep rows apart inside the block; its forward pass then needs `row_lengths`."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def check_rows_stay_apart(model: Any) -> None:
+    """Make sure that rows in one sequence give what each gives alone.
+
+    Architectures that carry a state along the sequence (recurrent or convolutional layers) or that change the attention
+    scores would mix rows or lose something; two short rows tell.
+
+    Raises:
+        ModelError: they do not.
+    """
+    rows = [torch.arange(3, 8, device=model.device)[None], torch.arange(4, 12, device=model.device)[None]]
+    alone = torch.cat([model(input_ids=row, use_cache=False).logits for row in rows], dim=1)
+    lengths = [row.shape[1] for row in rows]
+    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
+    try:
+        with rows_apart(model):
+            packed = model(
+                input_ids=torch.cat(rows, dim=1), position_ids=positions, row_lengths=lengths, use_cache=False
+            ).logits
+    except TypeError as error:
+        raise _mixes_rows(model) from error
+    tolerance = 0.05 if packed.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if not bool(((packed - alone).abs() <= tolerance * alone.abs().max()).all()):
+        raise _mixes_rows(model)
+
+
+def _mixes_rows(model: Any) -> ModelError:
+    return ModelError(
+        f"base model of type {type(model).__name__}: rows in one sequence do not give what each gives alone, so users "
+        "cannot share a batch; use a decoder with plain attention (Llama, Mistral, Qwen 2 and 3, Gemma 3, SmolLM)"
+    )

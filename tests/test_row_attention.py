@@ -1,0 +1,87 @@
+"""Rows in one sequence: each sees itself only, in every architecture that is let in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from mta.errors import ModelError
+from mta.row_attention import check_rows_stay_apart, rows_apart
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+ROWS = [list(range(3, 20)), [5], [9, 9, 4, 7, 30, 2, 11]]
+
+
+def make(model_class, config) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return model_class(config).double().eval()
+
+
+ARCHITECTURES = {
+    "llama": lambda: make(LlamaForCausalLM, LlamaConfig(**SHAPE)),
+    "mistral, window 4": lambda: make(MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=4)),
+    "qwen3": lambda: make(Qwen3ForCausalLM, Qwen3Config(**SHAPE)),
+    "gemma3, window 4": lambda: make(
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(**SHAPE, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_rows_give_what_each_gives_alone(name: str) -> None:
+    """The model's own attention, one row at a time, is the judge; one row is far longer than the window."""
+    model = ARCHITECTURES[name]()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=torch.tensor([row])).logits for row in ROWS], dim=1)
+        with rows_apart(model):
+            packed = model(
+                input_ids=torch.tensor([[token for row in ROWS for token in row]]),
+                position_ids=torch.tensor([[place for row in ROWS for place in range(len(row))]]),
+                row_lengths=[len(row) for row in ROWS],
+                use_cache=False,
+            ).logits
+    assert torch.allclose(packed, alone, atol=1e-10)
+    check_rows_stay_apart(model)
+
+
+def test_attention_is_put_back_even_after_an_error() -> None:
+    model = ARCHITECTURES["llama"]()
+    before = model.config._attn_implementation
+    with pytest.raises(RuntimeError, match="stop"), rows_apart(model):
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == before
+
+
+def test_a_recurrent_model_is_refused() -> None:
+    model = make(MambaForCausalLM, MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ModelError, match="users cannot share a batch"):
+        check_rows_stay_apart(model)
+
+
+def test_attention_with_other_scores_is_refused() -> None:
+    model = make(Gemma2ForCausalLM, Gemma2Config(**SHAPE))
+    with pytest.raises(ModelError, match="softcap"):
+        check_rows_stay_apart(model)
