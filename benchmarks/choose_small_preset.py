@@ -32,15 +32,23 @@ from mta.training_plan import TrainJob
 from mta.user_rows import user_rows
 
 PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
-BANK = TrainConfig(rank=8, alpha=16, schedule="constant", warmup_ratio=0, held_out_share=0.25, patience=99)
+BANK = TrainConfig(rank=8, alpha=16, batch_size=4, epochs=4, held_out_share=0.25, patience=99)
 ADAPT = dataclasses.replace(BANK, rank=4, alpha=8)
+CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
+KEY = ("lr", "schedule", "batch_size", "rank")
 
 
 def trials() -> list[tuple[str, TrainConfig]]:
-    """Every setting tried: (part, config)."""
-    found = [("adapt", dataclasses.replace(ADAPT, lr=lr, epochs=5, batch_size=4)) for lr in (1e-3, 5e-4, 2e-3)]
-    found += [("bank", dataclasses.replace(BANK, lr=lr, epochs=4, batch_size=4)) for lr in (5e-4, 1e-3, 2e-4)]
-    return found
+    """Every setting tried: (part, config). Constant rates show how far to go, cosine ones are candidates."""
+    adapt = [
+        dataclasses.replace(ADAPT, lr=1e-3, batch_size=2, epochs=3),
+        *(dataclasses.replace(ADAPT, lr=lr, **CONSTANT) for lr in (1e-3, 5e-4, 2e-3)),
+    ]
+    bank = [
+        dataclasses.replace(BANK, lr=1e-3, epochs=3),
+        *(dataclasses.replace(BANK, lr=lr, **CONSTANT) for lr in (5e-4, 1e-3)),
+    ]
+    return [("adapt", config) for config in adapt] + [("bank", config) for config in bank]
 
 
 def people(pool: list[User], part: str, *, anchors: int, targets: int, target_items: int) -> list[User]:
@@ -92,7 +100,7 @@ def main() -> None:
     for part, config in trials():
         if options.part not in (None, part):
             continue
-        settings = {"part": part, "lr": config.lr, "batch_size": config.batch_size, "rank": config.rank}
+        settings = {"part": part, **{key: getattr(config, key) for key in KEY}}
         if any(all(trial[key] == value for key, value in settings.items()) for trial in results["trials"]):
             continue
         users = people(pool, part, anchors=options.anchors, targets=options.targets, target_items=options.target_items)

@@ -21,7 +21,7 @@ from mta.bank import MANIFEST, SCHEMA, AnchorRecord, Bank, adapters_checksum, lo
 from mta.base_model import BaseModel
 from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
 from mta.encoders import Encoder, document_vectors, embed_users
-from mta.errors import BankError, DataError
+from mta.errors import BankError, ConfigError, DataError
 from mta.files import sha256_json
 from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
@@ -60,6 +60,7 @@ def build_bank(
     config: BankConfig,
     encoders: Encoders,
     engine: EngineConfig | None = None,
+    min_anchors: int = 1,
     progress: Progress = silent,
 ) -> Bank:
     """Choose anchors from a pool, train them all at once, and write the bank.
@@ -75,17 +76,25 @@ def build_bank(
         config: everything that decides it.
         encoders: loaded encoders; they must be those `config` names.
         engine: packing.
+        min_anchors: refuse, before any training, to build a bank of fewer.
         progress: told about each stage.
 
     Raises:
-        ConfigError: the bank size does not fit the pool.
+        ConfigError: the bank size does not fit the pool, or fewer than `min_anchors` are kept.
         DataError: no anchor has training examples.
     """
     engine = engine or EngineConfig()
     wanted = _build_fingerprint(pool, task, base, config, encoders)
     if (finished := _finished(folder, wanted, base)) is not None:
+        shutil.rmtree(folder / "work", ignore_errors=True)  # there if an earlier call was killed at its very end
         return finished
     selection = _select(pool, task, config, encoders, progress)
+    if len(selection.anchors) < min_anchors:
+        raise ConfigError(
+            f"{len(selection.anchors)} of {config.anchors.bank_size} anchors are kept (an anchor needs more than "
+            f"{config.anchors.min_history} history items), but {min_anchors} are merged per user; lower top_k or "
+            "min_history, or give a larger pool"
+        )
     anchors = [pool[anchor.index] for anchor in selection.anchors]
     population = _population_beneath(pool, task, base, folder, config, engine, progress)
     data = {

@@ -215,9 +215,9 @@ class EngineConfig:
     slots: int = 8
     """Users trained at the same time."""
     tokens_per_batch: int = 2048
-    """Most padded tokens in one forward and backward pass."""
+    """Most tokens in one forward and backward pass."""
     predict_tokens_per_batch: int = 4096
-    """Most padded tokens in one pass without gradients."""
+    """Most tokens, padding included, in one pass without gradients."""
     checkpoint_every_s: float = 120.0
     """Seconds between checkpoints of unfinished users."""
 

@@ -261,6 +261,12 @@ def test_reference_layout_is_written_on_request(films: Any, tmp_path: Path) -> N
     ).is_file()
 
 
+def test_reference_layout_of_a_run_without_its_method_is_refused_at_once(films: Any, tmp_path: Path) -> None:
+    words = ("run", "lamp-2", *films.both, *QUICK, "--method", "base", "--layout", "reference", "--out", tmp_path / "r")
+    assert "add --method mta" in mta(*words).err
+    assert not (tmp_path / "r").exists()
+
+
 def test_download_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

@@ -63,7 +63,6 @@ def demo(
     """
     from mta.cli.loading import load_base
     from mta.data.personas import write_personas
-    from mta.evaluation.run import RunConfig
     from mta.evaluation.run import run as run_all
     from mta.tasks import get_task
 
@@ -80,17 +79,7 @@ def demo(
         seed=seed,
     )
     plan = demo_plan(found.task_id, base, size)
-    config = RunConfig(
-        task_id=found.task_id,
-        base=base,
-        device=device,
-        dtype=dtype,
-        bank=plan.bank,
-        match=plan.match,
-        merge=plan.merge,
-        adapt=plan.adapt,
-        methods=size.methods,
-    )
+    config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=size.methods)
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         notes = {"data": "invented people", "best possible score": dict(targets.best_score)}

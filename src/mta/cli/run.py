@@ -14,6 +14,7 @@ from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note, progress_bars, show_json, show_scores
 from mta.cli.settings import RUN, Given, plan_for
+from mta.errors import ConfigError
 from mta.files import safe_name
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ EXAMPLE = (
     "mta run lamp-2 --pool data/pool_questions.json --targets data/target_questions.json --base tiny-random "
     "--bank-size 3 --bank-epochs 1 --bank-min-updates 2 --max-items 4 --adapt-max-items 4 --out runs/try"
 )
+
+
+LAYOUT_METHOD = "mta"
+"""The method whose adapters and answers the authors' file tree holds."""
 
 
 def register(app: typer.Typer) -> None:
@@ -63,13 +68,18 @@ def run(
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
     from mta.cli.loading import load_base, load_users
-    from mta.evaluation.run import DEFAULT_METHODS, RunConfig, methods_for
+    from mta.evaluation.run import DEFAULT_METHODS, methods_for
     from mta.evaluation.run import run as run_all
     from mta.tasks import get_task
 
     found = get_task(task)
     names = tuple(method or DEFAULT_METHODS)
     methods_for(found, names)
+    if layout and LAYOUT_METHOD not in names:
+        raise ConfigError(
+            f"--layout writes the files of method {LAYOUT_METHOD!r}, which is not among {', '.join(names)}; "
+            f"add --method {LAYOUT_METHOD}"
+        )
     served = load_users(
         targets,
         found,
@@ -88,23 +98,12 @@ def run(
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
-        config = RunConfig(
-            task_id=found.task_id,
-            base=base,
-            device=device,
-            dtype=dtype,
-            bank=plan.bank,
-            match=plan.match,
-            merge=plan.merge,
-            adapt=plan.adapt,
-            methods=names,
-            engine=plan.engine,
-        )
+        config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
         result = run_all(source, served, config, folder, base=model, notes=notes, progress=progress)
     if layout:
         from mta.evaluation.reference_layout import write_reference_layout
 
-        write_reference_layout(folder, folder / layout, pool=source, targets=served, base=model)
+        write_reference_layout(folder, folder / layout, pool=source, targets=served, base=model, method=LAYOUT_METHOD)
     if as_json:
         show_json(result.scores)
     else:

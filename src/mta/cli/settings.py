@@ -32,6 +32,7 @@ from mta.presets import Preset, default_preset, find_preset
 
 if TYPE_CHECKING:
     from mta.base_model import BaseModel
+    from mta.evaluation.run import RunConfig
 
 T = TypeVar("T")
 TINY = "tiny-random"
@@ -76,6 +77,23 @@ class Plan:
     merge: MergeConfig
     adapt: TrainConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def run_config(self, task_id: str, *, base: str, device: str, dtype: str, methods: tuple[str, ...]) -> RunConfig:
+        """Return the settings of a whole run on one base model."""
+        from mta.evaluation.run import RunConfig
+
+        return RunConfig(
+            task_id=task_id,
+            base=base,
+            device=device,
+            dtype=dtype,
+            bank=self.bank,
+            match=self.match,
+            merge=self.merge,
+            adapt=self.adapt,
+            methods=methods,
+            engine=self.engine,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ def run(
         config=config.bank,
         encoders=encoders,
         engine=config.engine,
+        min_anchors=config.match.top_k,
         progress=progress,
     )
     resources = Resources(
