@@ -2,7 +2,8 @@
 
 Pool users play two parts: a few act as anchors (bank settings), others, with their histories cut to a target's length,
 act as targets (adaptation settings). Each is trained on part of the own history and judged after every epoch on
-held-out items of the same history. No target user and no target answer is read.
+held-out items of the same history. The population adapter is trained on all items of the anchors and judged on the
+held-out items of the others. No target user and no target answer is read.
 
     python benchmarks/choose_small_preset.py --data DIR --task lamp-2 --part bank --out lamp-2_bank.json
 
@@ -34,7 +35,7 @@ from mta.user_rows import user_rows
 PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
 BANK = TrainConfig(rank=8, alpha=16, batch_size=4, epochs=4, held_out_share=0.25, patience=99)
 ADAPT = dataclasses.replace(BANK, rank=4, alpha=8)
-CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
+CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
 KEY = ("lr", "schedule", "batch_size", "rank")
 
 
@@ -48,7 +49,9 @@ def trials() -> list[tuple[str, TrainConfig]]:
         dataclasses.replace(BANK, lr=1e-3, epochs=3),
         *(dataclasses.replace(BANK, lr=lr, **CONSTANT) for lr in (5e-4, 1e-3)),
     ]
-    return [("adapt", config) for config in adapt] + [("bank", config) for config in bank]
+    population = [dataclasses.replace(BANK, lr=lr, batch_size=8, epochs=3) for lr in (1e-3, 5e-4)]
+    parts = {"adapt": adapt, "bank": bank, "population": population}
+    return [(part, config) for part, configs in parts.items() for config in configs]
 
 
 def people(pool: list[User], part: str, *, anchors: int, targets: int, target_items: int) -> list[User]:
@@ -60,19 +63,34 @@ def people(pool: list[User], part: str, *, anchors: int, targets: int, target_it
     ]
 
 
-def run_trial(base: BaseModel, task: Task, users: list[User], config: TrainConfig) -> dict[str, Any]:
-    """Train all users of a trial together and average their held-out curves over people."""
-    jobs = []
-    for user in users:
-        rows = user_rows(base.tokens, task, user, train=config, prompts=PROMPTS)
-        if rows.rows and rows.held_out:
-            jobs.append(TrainJob(user.user_id, rows.rows, config, held_out=rows.held_out))
+def own_jobs(base: BaseModel, task: Task, users: list[User], config: TrainConfig) -> list[TrainJob]:
+    """One adapter per user, held-out items of the same user."""
+    found = [(user, user_rows(base.tokens, task, user, train=config, prompts=PROMPTS)) for user in users]
+    return [
+        TrainJob(user.user_id, rows.rows, config, held_out=rows.held_out)
+        for user, rows in found
+        if rows.rows and rows.held_out
+    ]
+
+
+def population_job(
+    base: BaseModel, task: Task, anchors: list[User], others: list[User], config: TrainConfig
+) -> list[TrainJob]:
+    """One adapter for all anchors' items, held-out items of the others."""
+    whole = dataclasses.replace(config, held_out_share=0.0)
+    rows = [r for user in anchors for r in user_rows(base.tokens, task, user, train=whole, prompts=PROMPTS).rows]
+    held_out = [r for job in own_jobs(base, task, others, config) for r in job.held_out]
+    return [TrainJob("population", tuple(rows), config, held_out=tuple(held_out))]
+
+
+def run_trial(base: BaseModel, jobs: list[TrainJob]) -> dict[str, Any]:
+    """Train all jobs of a trial together and average their held-out curves."""
     started = time.monotonic()
     done = list(train(base, jobs, engine=EngineConfig(slots=16)))
     curves = [trained.held_out_losses for trained in done]
     mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
     return {
-        "people": len(done),
+        "adapters": len(done),
         "tokens": sum(trained.tokens for trained in done),
         "seconds": round(time.monotonic() - started, 1),
         "held_out_by_epoch": [round(value, 4) for value in mean],
@@ -88,7 +106,7 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=4)
     parser.add_argument("--targets", type=int, default=8)
     parser.add_argument("--target-items", type=int, default=10)
-    parser.add_argument("--part", choices=["adapt", "bank"], help="only these trials")
+    parser.add_argument("--part", choices=["adapt", "bank", "population"], help="only these trials")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -103,8 +121,12 @@ def main() -> None:
         settings = {"part": part, **{key: getattr(config, key) for key in KEY}}
         if any(all(trial[key] == value for key, value in settings.items()) for trial in results["trials"]):
             continue
-        users = people(pool, part, anchors=options.anchors, targets=options.targets, target_items=options.target_items)
-        results["trials"].append({**settings, **run_trial(base, task, users, config)})
+        sizes = {"anchors": options.anchors, "targets": options.targets, "target_items": options.target_items}
+        if part == "population":
+            jobs = population_job(base, task, people(pool, "bank", **sizes), people(pool, "adapt", **sizes), config)
+        else:
+            jobs = own_jobs(base, task, people(pool, part, **sizes), config)
+        results["trials"].append({**settings, **run_trial(base, jobs)})
         write_json(options.out, results)
 
 

@@ -2,9 +2,8 @@
 
 `paper` follows Table 4 and the bank settings of the authors' code; `released` follows their run script (one epoch, one
 learning rate for all tasks). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters,
-where the paper's learning rates hardly move an adapter; its values are provisional: they
-come from an exploratory trial that had seen target scores, and stand until `benchmarks/choose_small_preset.py`, which
-reads pool users only, has been run in full.
+where the paper's learning rates hardly move an adapter; its values were chosen on pool users only, by
+`benchmarks/choose_small_preset.py` (docs/results/small_preset.md).
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ def released(task_id: str) -> Preset:
 
 def small(task_id: str) -> Preset:
     """Return settings for base models below a billion parameters."""
-    train = TrainConfig(lr=3e-4, epochs=3, batch_size=4, min_updates=20)
-    adapt = TrainConfig(rank=4, alpha=8.0, lr=1e-3, epochs=3, batch_size=4, warmup_ratio=0.1)
+    train = TrainConfig(lr=1e-3, epochs=3, batch_size=4)
+    adapt = TrainConfig(rank=4, alpha=8.0, lr=1e-3, epochs=3, batch_size=2)
     bank = BankConfig(
         anchors=AnchorConfig(encoder="minilm"),
         match=MatchConfig(encoder="minilm"),
         train=train,
-        population_train=replace(train, batch_size=8),
+        population_train=train,
     )
     return Preset(bank=bank, adapt=adapt, merge=MergeConfig())
 
