@@ -54,7 +54,7 @@ def small(task_id: str) -> Preset:
         anchors=AnchorConfig(encoder="minilm"),
         match=MatchConfig(encoder="minilm"),
         train=train,
-        population_train=train,
+        population_train=replace(train, lr=5e-4, batch_size=8),
     )
     return Preset(bank=bank, adapt=adapt, merge=MergeConfig())
 
