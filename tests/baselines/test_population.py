@@ -132,6 +132,19 @@ def adapter_of(one: Personalized):
     return made
 
 
+def test_it_trains_with_the_population_settings_on_the_anchors_rows(base, tmp_path) -> None:
+    """What suits one person's few items need not suit everybody's; which items are learned is the bank's business."""
+    own = replace(TRAIN, rank=1, batch_size=5, max_items=1)
+    known = resources(base, tmp_path, replace(BANK, population_train=own))
+    found = population(small_targets(), known)
+    assert found.users["ann"].adapter is not None
+    assert found.users["ann"].adapter.rank == 1 != TRAIN.rank
+    rows = anchor_rows(base, known.need_bank().anchor_ids)
+    tokens = sum(anchor.tokens for anchor in known.need_bank().anchors)
+    (wanted,) = train(base, [TrainJob("population", tuple(rows), same_tokens(own, rows, tokens))], engine=ENGINE)
+    assert found.users["ann"].adapter.make().fingerprint() == wanted.adapter.fingerprint()
+
+
 def test_held_out_items_of_the_bank_are_learned_here(base, tmp_path) -> None:
     """The bank keeps some back for early stopping; a fair rival has the anchors' whole data."""
     known = resources(base, tmp_path, replace(BANK, train=replace(TRAIN, held_out_share=0.4)))

@@ -22,7 +22,8 @@ from mta.user_rows import user_rows
 def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
     """Serve every user with one adapter trained on all anchors' examples together.
 
-    It is trained with the bank's settings on the rows of all anchors, for as many tokens as all anchors together were.
+    It is trained with the bank's population settings on the very rows of all anchors, for as many tokens as all anchors
+    together were.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -35,11 +36,14 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
             f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
             "give the pool file the bank was built from"
         )
-    train = replace(bank.config.train, held_out_share=0.0, min_updates=0, max_updates=0)
+    anchors = replace(bank.config.train, held_out_share=0.0)
+    train = replace(bank.config.population_train, held_out_share=0.0, min_updates=0, max_updates=0)
     rows = [
         row
         for name in bank.anchor_ids
-        for row in user_rows(resources.base.tokens, bank.task, pool[name], train=train, prompts=resources.prompts).rows
+        for row in user_rows(
+            resources.base.tokens, bank.task, pool[name], train=anchors, prompts=resources.prompts
+        ).rows
     ]
     tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
     trained = train_population(
