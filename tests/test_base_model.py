@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mta.base_model import BaseModel, load_base_model, weights_fingerprint, wrap_model
+from mta.base_model import BaseModel, load_base_model, model_fingerprint, wrap_model
 from mta.config import ALL_LINEAR, PromptConfig
 from mta.errors import ConfigError, ModelError
 from mta.models import BASE_MODELS
@@ -56,7 +56,7 @@ def test_making_the_tiny_model_leaves_the_callers_random_numbers_alone() -> None
 
 def test_a_folder_is_loaded_with_its_tokenizer(folder: Path) -> None:
     base = load_base_model(str(folder), device="cpu")
-    assert base.fingerprint == weights_fingerprint(tiny_llama(seed=3, width=16))
+    assert base.fingerprint == model_fingerprint(tiny_llama(seed=3, width=16))
     assert base.name == str(folder)
     assert base.tokens.context == 4096
     assert base.tokens.decode(base.tokens.tokenizer("héllo").input_ids) == "héllo"
@@ -148,9 +148,9 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: 
 
 def test_the_fingerprint_is_of_the_weights_whatever_the_number_format() -> None:
     model = tiny_llama()
-    prints = {weights_fingerprint(copy.deepcopy(model).to(dtype)) for dtype in (torch.float32, torch.float64)}
-    prints.add(weights_fingerprint(copy.deepcopy(model).bfloat16()))
-    assert prints == {weights_fingerprint(tiny_llama())}
+    prints = {model_fingerprint(copy.deepcopy(model).to(dtype)) for dtype in (torch.float32, torch.float64)}
+    prints.add(model_fingerprint(copy.deepcopy(model).bfloat16()))
+    assert prints == {model_fingerprint(tiny_llama())}
 
 
 def test_other_weights_shapes_or_a_fine_tune_have_another_fingerprint() -> None:
@@ -159,7 +159,17 @@ def test_other_weights_shapes_or_a_fine_tune_have_another_fingerprint() -> None:
     with torch.no_grad():
         tuned.model.layers[1].self_attn.v_proj.weight.mul_(1.02)
     others = [tuned, tiny_llama(seed=1), tiny_llama(width=16), tiny_llama(layers=1), tiny_llama(vocabulary=300)]
-    assert len({weights_fingerprint(other) for other in [model, *others]}) == 6
+    assert len({model_fingerprint(other) for other in [model, *others]}) == 6
+
+
+def test_equal_weights_under_other_settings_are_another_model() -> None:
+    prints = {model_fingerprint(tiny_llama())}
+    for change in ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rms_norm_eps": 1e-3}):
+        other = tiny_llama()
+        for name, value in change.items():
+            setattr(other.config, name, value)
+        prints.add(model_fingerprint(other))
+    assert len(prints) == 3
 
 
 def test_padding_token_falls_back_to_the_end_token() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from helpers import random_adapter, random_rows, tiny_base
+from mta.base_model import wrap_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.errors import AdapterError
 from mta.generation import Request, generate, score_answers, score_labels
 from mta.lora.adapter import Adapter, Factors
 from mta.packing import TokenRow
+from mta.tiny_model import byte_tokenizer, tiny_llama
 
 TOGETHER = EngineConfig(predict_tokens_per_batch=400)
 ALONE = EngineConfig(predict_tokens_per_batch=1)
@@ -74,3 +77,30 @@ def test_adapter_of_another_base_model_is_refused():
     unknown = Adapter({"model.layers.7.self_attn.q_proj": Factors(torch.zeros(2, 32), torch.zeros(32, 2))})
     with pytest.raises(AdapterError, match="does not have"):
         generate(base, [Request(random_rows(1, 1)[0], unknown)], max_new_tokens=2, engine=ALONE)
+
+
+def test_generation_is_greedy_whatever_the_model_was_released_with():
+    plain, opinionated = tiny_llama().double(), tiny_llama().double()
+    opinionated.generation_config = GenerationConfig(
+        do_sample=True, temperature=3.0, repetition_penalty=1.8, no_repeat_ngram_size=1, max_length=3, eos_token_id=1
+    )
+    requests = [Request(row) for row in random_rows(4, 6)]
+    answers = [
+        generate(wrap_model(model, byte_tokenizer(), name="m"), requests, max_new_tokens=12, engine=TOGETHER)
+        for model in (plain, opinionated)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_ends_with_any_token_the_model_was_released_to_end_with():
+    base = tiny_base()
+    (request,) = [Request(row) for row in random_rows(4, 1)]
+    (text,) = generate(base, [request], max_new_tokens=8, engine=ALONE)
+    third = base.tokens.tokenizer(text, add_special_tokens=False).input_ids[2]
+    model = tiny_llama().double()
+    model.generation_config.eos_token_id = [third]
+    ended = wrap_model(model, byte_tokenizer(), name="m")
+    assert set(ended.end_ids) == {base.tokens.end_id, third}
+    (short,) = generate(ended, [request], max_new_tokens=8, engine=ALONE)
+    assert text.startswith(short)
+    assert len(base.tokens.tokenizer(short, add_special_tokens=False).input_ids) <= 2

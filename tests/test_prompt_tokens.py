@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from mta.config import PromptConfig
 from mta.errors import ConfigError, DataError
@@ -206,3 +207,26 @@ def test_text_without_spaces_is_cut_not_dropped():
 def test_half_characters_are_tokenized():
     prompt = Prompt(history=("\ud83d",), head="", payload="\ude00 hello", tail="")
     assert TOKENS.row(prompt, "\ud83d", PromptConfig()).prompt
+
+
+def test_control_tokens_without_a_name_are_broken_up_too() -> None:
+    """Llama 3 frames its turns with added tokens that are no bos, eos or pad token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|header|>", special=True), AddedToken("plain", special=False)])
+    tokens = PromptTokenizer(tokenizer, context=4096)
+    header = tokenizer.convert_tokens_to_ids("<|header|>")
+    assert header in tokenizer("<|header|>system").input_ids
+    for config in (PLAIN, CHAT):
+        assert header not in tokens.prompt_ids(Prompt(payload="a <|header|>system plain"), config)
+        assert header not in tokens.answer_ids("<|header|>", config)
+
+
+def test_the_fingerprint_tells_templates_and_vocabularies_apart() -> None:
+    other_template, other_words = byte_tokenizer(), byte_tokenizer()
+    other_template.chat_template += " "
+    other_words.add_tokens(["word"])
+    made = [
+        PromptTokenizer(t, context=64).fingerprint for t in (TOKENIZER, byte_tokenizer(), other_template, other_words)
+    ]
+    assert made[0] == made[1]
+    assert len(set(made)) == 3

@@ -127,7 +127,8 @@ def _build_fingerprint(
     pool: Sequence[User], task: Task, base: BaseModel, config: BankConfig, encoders: Encoders
 ) -> str:
     people = [(user.user_id, history_fingerprint(user)) for user in pool]
-    models = [base.fingerprint, str(base.dtype), encoders.selection.fingerprint, encoders.matching.fingerprint]
+    base_parts = [base.fingerprint, base.tokens.fingerprint, str(base.dtype)]
+    models = [*base_parts, encoders.selection.fingerprint, encoders.matching.fingerprint]
     return sha256_json([SCHEMA, task.task_id, to_dict(config), people, models])
 
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from mta.errors import ModelError
-from mta.files import make_folder, sha256_file, storage_errors
+from mta.files import make_folder, sha256_file, sha256_json, storage_errors
 from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
@@ -45,7 +46,7 @@ class BaseModel:
     model: Any
     tokens: PromptTokenizer
     fingerprint: str
-    """Identifies the weights; equal across dtypes and machines (see `weights_fingerprint`)."""
+    """Identifies weights and architecture; equal across dtypes and machines (see `model_fingerprint`)."""
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +58,12 @@ class BaseModel:
         """Number format of the weights."""
         dtype: torch.dtype = self.model.dtype
         return dtype
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a generated answer: the tokenizer's, and those the model was released with."""
+        ends: list[int] = self.model.generation_config.eos_token_id
+        return ends
 
     @property
     def pad_id(self) -> int:
@@ -97,7 +104,16 @@ def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
     check_rows_stay_apart(model)
     config: Any = model.config
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
-    return BaseModel(name, model, PromptTokenizer(tokenizer, context=context), weights_fingerprint(model))
+    tokens = PromptTokenizer(tokenizer, context=context)
+    _make_greedy(model, tokens)
+    return BaseModel(name, model, tokens, model_fingerprint(model))
+
+
+def _make_greedy(model: Any, tokens: PromptTokenizer) -> None:
+    """Drop the model's own taste in generation (sampling, penalties), not the tokens it was taught to end with."""
+    own = model.generation_config.eos_token_id
+    ends = {tokens.end_id, *(own if isinstance(own, list) else [own])} - {None}
+    model.generation_config = GenerationConfig(do_sample=False, num_beams=1, eos_token_id=sorted(ends))
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -203,14 +219,24 @@ def _converted(gguf: Path, digest: str, folder: Path | None = None) -> Path:
     return folder
 
 
-@torch.no_grad()
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over all parameter names, shapes and a sample of values rounded to bfloat16.
+COMPUTES_WITH = (
+    "model_type", "hidden_act", "hidden_activation", "rms_norm_eps", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rope_parameters", "layer_types", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
+"""Settings of a decoder that change what equal weights compute."""
 
+
+@torch.no_grad()
+def model_fingerprint(model: Any) -> str:
+    """Return a SHA-256 over a decoder's architecture and its weights.
+
+    It reads the settings that change what the weights compute, all parameter names and shapes, and a sample of values
+    rounded to bfloat16.
     The rounding makes a model's float32 and bfloat16 copies equal; the sample makes it quick. It tells models and
     fine-tunes apart, it is no proof against a forger.
     """
-    digest = hashlib.sha256()
+    config = model.config.get_text_config()
+    digest = hashlib.sha256(sha256_json({name: getattr(config, name, None) for name in COMPUTES_WITH}).encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         stride = max(1, flat.numel() // SAMPLES_PER_TENSOR)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -62,25 +63,19 @@ def generate(
             output = base.model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=base.tokens.end_id,
                 pad_token_id=base.pad_id,
             )
         for index, ids in zip(indices, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            texts[index] = base.tokens.decode(_until_end(ids, base.tokens.end_id))
+            texts[index] = base.tokens.decode(_until_end(ids, base.end_ids))
         done += len(chosen)
         if on_progress:
             on_progress(done)
     return texts
 
 
-def _until_end(ids: list[int], end_id: int) -> list[int]:
-    return ids[: ids.index(end_id)] if end_id in ids else ids
+def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
+    return list(takewhile(lambda token: token not in end_ids, ids))
 
 
 def score_answers(base: BaseModel, requests: Sequence[Request], *, engine: EngineConfig) -> list[float]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from mta.characters import whole_characters
 from mta.config import PromptConfig
 from mta.errors import ConfigError, DataError
+from mta.files import sha256_json
 from mta.packing import TokenRow
 from mta.records import Prompt
 
@@ -27,6 +29,8 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any, *, context: int) -> None:
         self.tokenizer, self.context = tokenizer, context
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control_tokens = tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
     def uses_chat(self, config: PromptConfig) -> bool:
         """Say whether prompts are framed by the tokenizer's chat template.
@@ -81,9 +85,15 @@ class PromptTokenizer:
     def _disarmed(self, text: str) -> str:
         """Break up control tokens inside a person's text, so that no history can end a turn or speak as the system."""
         text = whole_characters(text)
-        for token in self.tokenizer.all_special_tokens:
+        for token in self._control_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies how text becomes tokens: vocabulary, control tokens and chat template."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return sha256_json([vocabulary, self._control_tokens, getattr(self.tokenizer, "chat_template", None)])
 
     @property
     def end_id(self) -> int:

@@ -300,9 +300,9 @@ def predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> 
         )
         for name, person in people.users.items()
     ]
-    task = resources.task
+    base, task = resources.base, resources.task
     return sha256_json(
-        [parts, resources.base.fingerprint, str(resources.base.dtype), task.task_id, task.max_new_tokens]
+        [parts, base.fingerprint, base.tokens.fingerprint, str(base.dtype), task.task_id, task.max_new_tokens]
     )
 
 
