@@ -217,7 +217,7 @@ def test_control_tokens_without_a_name_are_broken_up_too() -> None:
     header = tokenizer.convert_tokens_to_ids("<|header|>")
     assert header in tokenizer("<|header|>system").input_ids
     for config in (PLAIN, CHAT):
-        assert header not in tokens.prompt_ids(Prompt(payload="a <|header|>system plain"), config)
+        assert header not in tokens.prompt_ids(replace(PROMPT, payload="a <|header|>system plain"), config)
         assert header not in tokens.answer_ids("<|header|>", config)
 
 
