@@ -143,6 +143,15 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: 
         load_base_model(str(tmp_path))
 
 
+def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(ModelError, match=r"cannot load base model .*cut\.gguf"):
+        load_base_model(str(tmp_path / "cut.gguf"))
+    assert not list((tmp_path / "cache").rglob("*.json"))
+    assert not list((tmp_path / "cache").rglob(".converting-*"))
+
+
 # fingerprint ------------------------------------------------------------------------------------------------------
 
 

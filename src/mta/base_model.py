@@ -13,7 +13,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from mta.errors import ModelError
-from mta.files import make_folder, sha256_file, sha256_json, storage_errors
+from mta.files import PICKLE_SUFFIXES, make_folder, sha256_file, sha256_json, storage_errors
 from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
@@ -34,7 +35,6 @@ from mta.tiny_model import byte_tokenizer, tiny_llama
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_TENSOR = 64
-PICKLE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _load_folder(str(_converted(path, sha256_file(path))), dtype)
-    if path.suffix in PICKLE_WEIGHTS:
+    if path.suffix in PICKLE_SUFFIXES:
         raise ModelError(f"{name} is a pickle file, which can run code when it is opened; {_SAFETENSORS_WAY_OUT}")
     if name and path.is_dir():
         _check_folder(path)
@@ -151,7 +151,7 @@ def _check_folder(path: Path) -> None:
     names = [entry.name for entry in path.iterdir()]
     if any(name.endswith(".safetensors") for name in names):
         return
-    if any(name.endswith(PICKLE_WEIGHTS) for name in names):
+    if any(name.endswith(PICKLE_SUFFIXES) for name in names):
         raise ModelError(f"{path} holds only pickle weights ({', '.join(sorted(names)[:5])}); {_SAFETENSORS_WAY_OUT}")
     raise ModelError(f"{path} holds no model.safetensors; found {', '.join(sorted(names)[:5]) or 'nothing'}")
 
@@ -161,25 +161,32 @@ def _load_folder(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    try:
+    with _loading(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the libraries raise whatever their parsers do
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot load base model {source}: {reason}; check the name and the network, download it first and "
-            "give the folder, or use smollm2-135m"
-        ) from error
     if lacking := sorted(report["missing_keys"]):
         raise ModelError(
             f"base model {source}: its files lack {len(lacking)} weights the model needs, for example {lacking[0]}; "
             "they would be random - fetch the model again, or choose one whose config fits its weights"
         )
     return model, tokenizer
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Turn whatever the libraries' parsers raise inside the block into a ModelError that names the source."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load base model {source}: {reason}; check the name and the network, download it first and "
+            "give the folder, or use smollm2-135m"
+        ) from error
 
 
 def _converted_package(entry: ModelName) -> Path:
@@ -206,10 +213,11 @@ def _converted(gguf: Path, digest: str, folder: Path | None = None) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
         try:
             where = {"gguf_file": gguf.name}
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
-            )
+            with _loading(str(gguf)):
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
+                )
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             if not folder.exists():  # another process may have been quicker

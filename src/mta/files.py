@@ -27,6 +27,10 @@ SAFE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 MAX_NAME_BYTES = 120
 
 
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+"""Endings of weight files that run code when they are opened; none is ever opened."""
+
+
 def safe_name(name: str) -> str:
     """Turn any text (a user id with "/", "..", emoji) into a file name, injectively.
 

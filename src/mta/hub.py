@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mta.errors import ModelError
+from mta.files import PICKLE_SUFFIXES
 from mta.runtime import is_offline, quiet_loading
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 UNWANTED_FILES = ("onnx/*", "openvino/*", "coreml/*", "original/*")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 CONVERSION_BOT = "SFconvertbot"
 
 logger = logging.getLogger(__name__)

@@ -43,11 +43,6 @@ class Batch:
     position_ids: Tensor
     """(batch, T) int64, counting from each row's first real token"""
 
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens computed, padding included."""
-        return self.input_ids.numel()
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mta.errors import AdapterError, StorageError
-from mta.files import atomic_path, sha256_json, storage_errors
+from mta.files import PICKLE_SUFFIXES, atomic_path, sha256_json, storage_errors
 
 CHECKSUM = "sha256"
 
@@ -40,7 +40,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         StorageError: the file is missing or not readable.
         AdapterError: it is not safetensors, is cut off, or its contents do not match its checksum.
     """
-    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+    if path.suffix in PICKLE_SUFFIXES:
         raise AdapterError(
             f"{path} is a pickle file, which can run code when it is opened; convert it to safetensors on a machine "
             "you trust"

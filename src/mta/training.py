@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +209,7 @@ class _Engine:
         norms = self._update()
         done: list[Trained] = []
         for live in self._lives():
-            if not _finite(norms[live.slot]):
+            if not math.isfinite(norms[live.slot]):
                 log.warning("%s diverged at update %d; keeping its last good adapter", live.job.job_id, live.state.step)
                 done.append(self._retire(live, diverged=True))
         self._judge([live for live in self._lives() if live.epoch_ended or live.state.step == live.job.total])
@@ -334,7 +335,3 @@ class _Engine:
 def _copy_row(into: Tensor, slot: int, row: Tensor) -> None:
     with torch.no_grad():
         into[slot].copy_(row)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -61,11 +61,6 @@ class Adapter:
         """Number of stored values."""
         return sum(f.A.numel() + f.B.numel() for f in self.modules.values())
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the tensors as they are held now."""
-        return sum(t.numel() * t.element_size() for _, t in self.tensors())
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with its name, `<module>.A` and `<module>.B`, in module order."""
         for name, factors in self.modules.items():

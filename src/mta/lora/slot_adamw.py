@@ -6,6 +6,7 @@ update this time is not touched at all: with a zero gradient Adam would still mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ class SlotAdamW:
             rows = slice(run[0].slot, run[-1].slot + 1)
             found = clip_rows(self._gradients[rows], self._column([u.config.clip_norm for u in run])[:, 0])
             norms |= {update.slot: float(norm) for update, norm in zip(run, found.tolist(), strict=True)}
-            good = [update for update in run if _is_finite(norms[update.slot])]
+            good = [update for update in run if math.isfinite(norms[update.slot])]
             for part in _contiguous_runs(good):
                 self._apply(part)
             self._gradients[rows].zero_()
@@ -125,10 +126,6 @@ class SlotAdamW:
     def _column(self, values: Sequence[float]) -> Tensor:
         like = self._parameters
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def _contiguous_runs(updates: Sequence[SlotUpdate]) -> Iterator[list[SlotUpdate]]:
