@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -109,11 +111,14 @@ def test_missing_fields_take_their_defaults_and_whole_numbers_are_numbers() -> N
         (TrainConfig, {"lr": True}, "TrainConfig.lr is True; it must be float"),
         (TrainConfig, {"train_a": 1}, "TrainConfig.train_a is 1; it must be bool"),
         (TrainConfig, {"target_modules": "q_proj"}, "TrainConfig.target_modules is 'q_proj'; it must be tuple"),
+        (TrainConfig, {"target_modules": [1, 2]}, "TrainConfig.target_modules[0] is 1; it must be str"),
+        (TrainConfig, {"lr": 10**400}, "; it must be float"),
+        (TrainConfig, [], "TrainConfig is []; it must be an object"),
         (BankConfig, {"train": 8}, "BankConfig.train is 8; it must be TrainConfig"),
         (BankConfig, {"train": []}, "BankConfig.train is []; it must be TrainConfig"),
     ],
 )
-def test_wrong_json_is_refused_with_what_it_must_be(cls: type, values: dict, message: str) -> None:
+def test_wrong_json_is_refused_with_what_it_must_be(cls: type, values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_dict(cls, values)
     assert message in str(caught.value)
@@ -133,34 +138,52 @@ def test_wrong_json_is_refused_with_what_it_must_be(cls: type, values: dict, mes
         (AnchorConfig, "bank_size", [0, -1], [1]),
         (AnchorConfig, "min_history", [-1], [0]),
         (AnchorConfig, "n_init", [0], [1]),
+        (AnchorConfig, "max_iter", [0, -1], [1]),
+        (AnchorConfig, "seed", [-1, 2**32], [0, 2**32 - 1]),
         (TrainConfig, "rank", [0, -1], [1]),
-        (TrainConfig, "target_modules", [()], [("q_proj",)]),
-        (TrainConfig, "lr", [0.0, -1e-4, float("nan")], [1e-9]),
+        (TrainConfig, "alpha", [0.0, -1.0, math.nan, math.inf], [0.5]),
+        (TrainConfig, "target_modules", [(), ("",), (1, 2), "q_proj", ["q_proj"]], [("q_proj",)]),
+        (TrainConfig, "lr", [0.0, -1e-4, math.nan, math.inf], [1e-9]),
         (TrainConfig, "schedule", ["step", ""], ["cosine", "linear", "constant"]),
-        (TrainConfig, "warmup_ratio", [-0.1, 1.0, float("nan")], [0.0, 0.99]),
+        (TrainConfig, "warmup_ratio", [-0.1, 1.0, math.nan], [0.0, 0.99]),
         (TrainConfig, "epochs", [0], [1]),
         (TrainConfig, "batch_size", [0], [1]),
-        (TrainConfig, "held_out_share", [-0.1, 1.0], [0.0, 0.5]),
+        (TrainConfig, "beta1", [-0.1, 1.0, 2.0, math.nan], [0.0, 0.99]),
+        (TrainConfig, "beta2", [-0.1, 1.0, 2.0, math.nan], [0.0, 0.99]),
+        (TrainConfig, "eps", [0.0, -1.0, math.nan, math.inf], [1e-12]),
+        (TrainConfig, "held_out_share", [-0.1, 1.0, math.nan], [0.0, 0.5]),
         (TrainConfig, "patience", [0], [1]),
         (TrainConfig, "max_updates", [-1], [0, 9]),
         (TrainConfig, "min_updates", [-1], [0, 9]),
         (TrainConfig, "max_items", [-1], [0, 9]),
-        (TrainConfig, "clip_norm", [-1.0, float("nan")], [0.0, 1.0]),
-        (TrainConfig, "weight_decay", [-0.1], [0.0, 0.1]),
+        (TrainConfig, "clip_norm", [-1.0, math.nan, math.inf], [0.0, 1.0]),
+        (TrainConfig, "weight_decay", [-0.1, math.nan, math.inf], [0.0, 0.1]),
         (MatchConfig, "document", ["mean", ""], ["item_mean", "first512"]),
         (MatchConfig, "top_k", [0, -1], [1]),
         (MergeConfig, "mode", ["exact", ""], ["cat", "linear"]),
+        (MergeConfig, "scale", [math.nan, math.inf, -math.inf], [0.0, 1.0, -0.5]),
         (EngineConfig, "slots", [0], [1]),
         (EngineConfig, "tokens_per_batch", [0], [1]),
         (EngineConfig, "predict_tokens_per_batch", [0], [1]),
+        (EngineConfig, "checkpoint_every_s", [-1.0, math.nan, math.inf], [0.0, 1e9]),
     ],
 )
 def test_values_out_of_range_are_refused_when_the_config_is_made(cls: type, name: str, bad: list, good: list) -> None:
     for value in bad:
-        with pytest.raises(ConfigError, match=name.removesuffix("s") if name == "mode" else name):
+        with pytest.raises(ConfigError, match=f"^{name} is "):
             cls(**{name: value})
     for value in good:
         assert getattr(cls(**{name: value}), name) == value
+
+
+FLOATS = [(cls, name) for cls in CONFIGS for name, hint in get_type_hints(cls).items() if hint is float]
+
+
+@pytest.mark.parametrize(("cls", "name"), FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_field_takes_what_is_no_number(cls: type, name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        cls(**{name: value})
 
 
 def test_contradictions_are_refused() -> None:

@@ -15,6 +15,8 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from mta.errors import ConfigError
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QUERY_VALUE = ("q_proj", "v_proj")
+MAX_SEED = 2**32 - 1
+"""Largest seed that scikit-learn's k-means takes."""
 
 T = TypeVar("T")
 
@@ -31,6 +35,33 @@ T = TypeVar("T")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(least <= value < math.inf, f"{name} is {value}; it must be {least} or more{_finite(value)}")
+
+
+def _require_above_zero(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"{name} is {value}; it must be above 0{_finite(value)}")
+
+
+def _require_below_one(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"{name} is {value}; it must be in [0, 1)")
+
+
+def _finite(value: float) -> str:
+    return " and finite" if value == math.inf else ""
+
+
+def _require_one_of(config: object, name: str, known: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    _require(value in known, f"{name} is {value!r}; choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +80,10 @@ class PromptConfig:
     """"chat" uses the tokenizer's chat template, "plain" none, "auto" chat where the tokenizer has one."""
 
     def __post_init__(self) -> None:
-        _require(self.history_k >= 0, f"history_k is {self.history_k}; it must be 0 or more")
-        _require(self.history_words > 0, f"history_words is {self.history_words}; it must be 1 or more")
-        _require(self.input_words > 0, f"input_words is {self.input_words}; it must be 1 or more")
-        _require(self.max_tokens >= 32, f"max_tokens is {self.max_tokens}; it must be 32 or more")
-        known = ("auto", "chat", "plain")
-        _require(self.template in known, f"template is {self.template!r}; choose one of {', '.join(known)}")
+        _require_at_least(self, 0, "history_k")
+        _require_at_least(self, 1, "history_words", "input_words")
+        _require_at_least(self, 32, "max_tokens")
+        _require_one_of(self, "template", ("auto", "chat", "plain"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +104,9 @@ class AnchorConfig:
     """Most iterations of one k-means run."""
 
     def __post_init__(self) -> None:
-        _require(self.bank_size >= 1, f"bank_size is {self.bank_size}; it must be 1 or more")
-        _require(self.min_history >= 0, f"min_history is {self.min_history}; it must be 0 or more")
-        _require(self.n_init >= 1, f"n_init is {self.n_init}; it must be 1 or more")
+        _require_at_least(self, 1, "bank_size", "n_init", "max_iter")
+        _require_at_least(self, 0, "min_history")
+        _require(0 <= self.seed <= MAX_SEED, f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +120,8 @@ class TrainConfig:
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Last name parts of the linear layers that get an adapter."""
     train_a: bool = True
-    """Train A as well as B; False keeps the shared, seeded A frozen (half the bytes, exact linear merges)."""
+    """Train A as well as B; without it the seeded A stays frozen (where A is shared: half the bytes, exact linear
+    merges)."""
     lr: float = 1e-4
     """Peak learning rate."""
     schedule: str = "cosine"
@@ -131,19 +161,16 @@ class TrainConfig:
     """Seed of the initial A and of the order of examples."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, f"rank is {self.rank}; it must be 1 or more")
-        _require(bool(self.target_modules), "target_modules is empty; name at least one, for example q_proj")
-        _require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
-        known = ("cosine", "linear", "constant")
-        _require(self.schedule in known, f"schedule is {self.schedule!r}; choose one of {', '.join(known)}")
-        _require(0 <= self.warmup_ratio < 1, f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
-        _require(self.epochs >= 1, f"epochs is {self.epochs}; it must be 1 or more")
-        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be 1 or more")
-        _require(0 <= self.held_out_share < 1, f"held_out_share is {self.held_out_share}; it must be in [0, 1)")
-        _require(self.patience >= 1, f"patience is {self.patience}; it must be 1 or more")
-        for name in ("max_updates", "min_updates", "max_items", "clip_norm", "weight_decay"):
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} is {value}; it must be 0 or more")
+        _require_at_least(self, 1, "rank", "epochs", "batch_size", "patience")
+        _require_at_least(self, 0, "max_updates", "min_updates", "max_items", "clip_norm", "weight_decay")
+        _require_above_zero(self, "alpha", "lr", "eps")
+        _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share")
+        _require_one_of(self, "schedule", ("cosine", "linear", "constant"))
+        names = self.target_modules
+        _require(
+            isinstance(names, tuple) and bool(names) and all(isinstance(name, str) and name for name in names),
+            f"target_modules is {names!r}; it must be a tuple of names, at least one, for example ('q_proj',)",
+        )
         _require(
             self.max_updates == 0 or self.min_updates <= self.max_updates,
             f"min_updates is {self.min_updates}, above max_updates {self.max_updates}; lower one or raise the other",
@@ -168,9 +195,8 @@ class MatchConfig:
     """Anchors merged per user (K)."""
 
     def __post_init__(self) -> None:
-        known = ("item_mean", "first512")
-        _require(self.document in known, f"document is {self.document!r}; choose one of {', '.join(known)}")
-        _require(self.top_k >= 1, f"top_k is {self.top_k}; it must be 1 or more")
+        _require_one_of(self, "document", ("item_mean", "first512"))
+        _require_at_least(self, 1, "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +209,8 @@ class MergeConfig:
     """Factor on the merged delta; 1 is the paper."""
 
     def __post_init__(self) -> None:
-        known = ("cat", "linear")
-        _require(self.mode in known, f"merge mode is {self.mode!r}; choose one of {', '.join(known)}")
+        _require_one_of(self, "mode", ("cat", "linear"))
+        _require(math.isfinite(self.scale), f"scale is {self.scale}; it must be finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +248,8 @@ class EngineConfig:
     """Seconds between checkpoints of unfinished users."""
 
     def __post_init__(self) -> None:
-        _require(self.slots >= 1, f"slots is {self.slots}; it must be 1 or more")
-        for name in ("tokens_per_batch", "predict_tokens_per_batch"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}; it must be 1 or more")
+        _require_at_least(self, 1, "slots", "tokens_per_batch", "predict_tokens_per_batch")
+        _require_at_least(self, 0, "checkpoint_every_s")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -245,23 +269,24 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a field is unknown or has the wrong type; the message lists the fields.
     """
+    _require(isinstance(values, Mapping), f"{cls.__name__} is {values!r}; it must be an object of its fields")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(hints)}")
-    return cls(**{name: _coerce(cls, name, hints[name], value) for name, value in values.items()})
+    return cls(**{name: _coerce(f"{cls.__name__}.{name}", hints[name], value) for name, value in values.items()})
 
 
-def _coerce(cls: type, name: str, hint: Any, value: Any) -> Any:
+def _coerce(where: str, hint: Any, value: Any) -> Any:
+    """Turn a JSON value into what a field holds, or say what it must be; `where` names the field."""
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)  # type: ignore[arg-type]
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(_coerce(f"{where}[{place}]", get_args(hint)[0], item) for place, item in enumerate(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and number and abs(value) <= sys.float_info.max:
         return float(value)
-    wanted = get_origin(hint) or hint
-    right = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
-    kind = getattr(hint, "__name__", None) or " ".join(map(str, get_args(hint)))
-    _require(right, f"{cls.__name__}.{name} is {value!r}; it must be {kind}")
+    right = isinstance(value, get_origin(hint) or hint) and not (hint is int and isinstance(value, bool))
+    _require(right, f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")
     return value
 
 
