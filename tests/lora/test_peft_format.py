@@ -109,3 +109,11 @@ def test_damaged_or_foreign_folders_are_refused(tmp_path):
     weights.write_bytes(bytes(flipped))
     with pytest.raises(AdapterError, match="checksum"):
         read_peft(folder)
+
+
+def test_a_broken_adapter_is_not_written(tmp_path):
+    broken = random_adapter(tiny_base(), ("q_proj",), seed=1)
+    next(iter(broken.modules.values())).A[0, 0] = float("nan")
+    with pytest.raises(AdapterError, match="NaN or infinity"):
+        write_peft(broken, tmp_path / "out", base_model="tiny")
+    assert not (tmp_path / "out").exists()

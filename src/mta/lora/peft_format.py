@@ -38,7 +38,11 @@ def write_peft(adapter: Adapter, folder: Path, *, base_model: str) -> None:
         adapter: a finished adapter.
         folder: created if missing; the two files in it are replaced.
         base_model: name or path of the base model, recorded for the loader.
+
+    Raises:
+        AdapterError: the adapter holds NaN or infinity; nothing is written.
     """
+    require_finite(adapter, str(folder))
     make_folder(folder)
     tensors: dict[str, Tensor] = {}
     for name, factors in adapter.modules.items():
