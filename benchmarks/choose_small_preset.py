@@ -36,7 +36,7 @@ PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
 BANK = TrainConfig(rank=8, alpha=16, batch_size=4, epochs=4, held_out_share=0.25, patience=99)
 ADAPT = dataclasses.replace(BANK, rank=4, alpha=8)
 CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
-KEY = ("lr", "schedule", "batch_size", "rank")
+KEY = ("lr", "schedule", "batch_size", "epochs", "rank")
 
 
 def trials() -> list[tuple[str, TrainConfig]]:
