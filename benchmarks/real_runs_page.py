@@ -1,0 +1,54 @@
+"""Gather the scores of the real runs into one page.
+
+    python benchmarks/real_runs_page.py docs/results
+
+Reads `lamp-*/scores.json` in the folder and writes `README.md` beside them: for each task the command, what was capped,
+seeds, sizes, wall time and the table. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mta.evaluation.table import markdown_table
+from mta.files import read_json, write_text
+
+HEAD = """# Real users, small real model
+
+SmolLM2-135M in fp32 on two CPU cores without bf16 matrix units. The bank is built from the pool users of each task, the
+scores are of the target users; people are told apart by their histories. The users are real, but not those of published
+LaMP tables, so **these scores compare methods with each other, not with any paper**. Each task is capped as its command
+says, to take minutes; intervals are 95 % over people. Settings are those of the preset `small`, chosen on pool users
+([small_preset.md](small_preset.md)). Made by
+`benchmarks/real_runs.sh`, gathered by `benchmarks/real_runs_page.py`.
+"""
+
+
+def section(scores: Mapping[str, Any]) -> str:
+    """One task: what was done, and its table."""
+    card = scores["run"]
+    settings = card["settings"]
+    wanted = ("capped target users", "capped pool users", "left out of the pool", "wall seconds of this call")
+    facts = [
+        f"- `{card['command']}`",
+        f"- {scores['people']} people, {scores['queries']} questions; seeds {scores['seeds']}; anchors asked / kept: "
+        f"{card['anchors asked / kept']}; K = {settings['match']['top_k']}; merge {card['merge cat vs linear']}",
+        *(f"- {name}: {card[name]}" for name in wanted if name in card),
+    ]
+    return "\n".join([f"## {scores['task']}", "", *facts, "", markdown_table(scores)])
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    found = [read_json(path) for path in sorted(folder.glob("lamp-*/scores.json"))]
+    write_text(folder / "README.md", "\n\n".join([HEAD.rstrip(), *map(section, found)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
