@@ -11,17 +11,17 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mta.data.checks import describe, first_few, is_number
 from mta.data.lamp import read_golds
 from mta.errors import DataError
 from mta.files import read_jsonl, read_text, write_jsonl
 from mta.records import Prediction
 
-NEEDED = ("query_id", "user_id", "gold", "text")
 OFFICIAL_METHOD = "predictions"
 """What the one method of an official file is called."""
 
@@ -38,17 +38,18 @@ def read_predictions(path: Path, *, golds: Path | None = None) -> dict[str, list
 
     Args:
         path: the answers.
-        golds: official outputs file; its gold answers replace those in `path`. The official form needs it.
+        golds: official outputs file; its gold answers replace those in `path`. The official form needs it. Every
+            method must have answered exactly its queries, as the official scorer demands.
 
     Raises:
         StorageError: a file is missing or unreadable.
-        DataError: a file is malformed, or an answer has no gold answer.
+        DataError: a file is malformed, an answer has no gold answer, or a gold answer no answer.
     """
     answers = read_golds(golds) if golds else None
     official = '"golds"' in read_text(path)[:400]
     found = _official(path) if official else _lines(path)
     if answers is not None:
-        found = {name: [_with_gold(row, answers, path, golds) for row in rows] for name, rows in found.items()}
+        found = {name: _with_golds(rows, answers, f"{path}, method {name!r}", golds) for name, rows in found.items()}
     for rows in found.values():
         for row in rows:
             if not row.gold:
@@ -67,31 +68,82 @@ def _official(path: Path) -> dict[str, list[Prediction]]:
 
 
 def _lines(path: Path) -> dict[str, list[Prediction]]:
-    known = {item.name for item in fields(Prediction)}
     methods: dict[str, list[Prediction]] = {}
     for number, value in read_jsonl(path):
-        _check_line(value, known, f"{path}, line {number}")
-        values = dict(value)
+        values = _checked(value, f"{path}, line {number}")
         methods.setdefault(values.pop("method", OFFICIAL_METHOD), []).append(Prediction(**values))
     return methods
 
 
-def _check_line(value: Any, known: set[str], where: str) -> None:
-    wanted = f"an object with the texts {', '.join(NEEDED)}"
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+NEEDED = ("query_id", "user_id", "gold", "text")
+KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(NEEDED, ("text", _is_text)),
+    "method": ("text", _is_text),
+    "label": ("text or null", _is_text_or_null),
+    "nll": ("a number or null", _is_number_or_null),
+    "nll_tokens": ("a whole number from 1", _is_count),
+    "label_scores": ("an object of numbers", _is_scores),
+}
+"""Key of a line -> (what it holds, whether a value is that)."""
+
+
+def _checked(value: Any, where: str) -> dict[str, Any]:
+    """Return a line's values, each of its kind."""
     if not isinstance(value, dict):
-        raise DataError(f"{where}: got {type(value).__name__}; wanted {wanted}; write the answers again")
-    bad = [name for name in NEEDED if not isinstance(value.get(name), str)]
-    bad += sorted(set(value) - known - {"method"})
-    if bad or not isinstance(value.get("method", ""), str):
-        raise DataError(
-            f"{where}: {', '.join(bad) or 'method'} is missing, no text, or unknown; wanted {wanted}; the file may "
-            "be of another kind - write the answers again with `mta generate`"
-        )
+        raise _bad_line(where, f"got {type(value).__name__}")
+    for name in NEEDED:
+        if name not in value:
+            raise _bad_line(where, f"{name} is missing")
+    for name, entry in value.items():
+        if name not in KEYS:
+            raise _bad_line(where, f"the key {name[:40]!r} is unknown (known: {', '.join(KEYS)})")
+        kind, fits = KEYS[name]
+        if not fits(entry):
+            raise _bad_line(where, f"{name} is {describe(entry)}, not {kind}")
+    return dict(value)
 
 
-def _with_gold(row: Prediction, answers: Mapping[str, str], path: Path, golds: Path | None) -> Prediction:
-    if row.query_id not in answers:
+def _bad_line(where: str, problem: str) -> DataError:
+    return DataError(
+        f"{where}: {problem}; wanted an object with the texts {', '.join(NEEDED)}; the file may be of another kind - "
+        "write the answers again with `mta generate`"
+    )
+
+
+def _with_golds(
+    rows: Sequence[Prediction], answers: Mapping[str, str], where: str, golds: Path | None
+) -> list[Prediction]:
+    """Give every row its gold answer; both sides must have the same ids, or a part would pass for the whole."""
+    said = {row.query_id for row in rows}
+    unknown, unanswered = sorted(said - answers.keys()), sorted(answers.keys() - said)
+    parts = [
+        f"{len(ids)} {what} ({first_few(ids)})"
+        for ids, what in ((unanswered, "gold answers without an answer"), (unknown, "answers without a gold answer"))
+        if ids
+    ]
+    if parts:
         raise DataError(
-            f"{golds} has no gold answer for query {row.query_id!r} of {path}; check that both belong to the same split"
+            f"{where}: got {' and '.join(parts)} in {golds}; wanted the same ids in both, because a part of the "
+            "queries is not the official score; answer all of them, or give the gold answers of these queries only"
         )
-    return replace(row, gold=answers[row.query_id])
+    return [replace(row, gold=answers[row.query_id]) for row in rows]
