@@ -178,11 +178,26 @@ def test_wall_time_of_cut_calls_is_counted(base, tmp_path) -> None:
     watch = Watch()
     done = train_and_store(base, four_jobs(base), tmp_path, engine=OFTEN, on_progress=watch)
     assert done.seconds == pytest.approx(watch.reports[-1].seconds)
-    assert read_json(tmp_path / TIMING) == {"seconds": done.seconds}
+    timing = read_json(tmp_path / TIMING)["jobs"]
+    assert timing.keys() == done.adapters.keys()
+    tokens = {name: stored.note.tokens for name, stored in done.adapters.items()}
+    assert timing["bob"]["seconds"] == pytest.approx(done.seconds * tokens["bob"] / sum(tokens.values()))
     again = train_and_store(
         base, [*four_jobs(base), TrainJob("eve", random_rows(9, 2), CONFIG)], tmp_path, engine=OFTEN
     )
     assert again.seconds > done.seconds
+
+
+def test_wall_time_of_replaced_adapters_is_not_counted(base, tmp_path) -> None:
+    """The same folder with other settings: what the adapters there now took, and no more."""
+    train_and_store(base, four_jobs(base)[:3], tmp_path, engine=OFTEN)
+    watch = Watch()
+    changed = four_jobs(base, lr=2e-2)[:3]
+    done = train_and_store(base, changed, tmp_path, engine=OFTEN, on_progress=watch)
+    assert done.seconds == pytest.approx(watch.reports[-1].seconds)
+    fewer = train_and_store(base, changed[:2], tmp_path, engine=OFTEN)
+    assert 0 < fewer.seconds < done.seconds
+    assert train_and_store(base, changed, tmp_path, engine=OFTEN).seconds == done.seconds
 
 
 # damaged ----------------------------------------------------------------------------------------------------------
@@ -224,7 +239,10 @@ def test_a_checkpoint_of_other_work_is_ignored(base, tmp_path, unbroken) -> None
     assert content(train_and_store(base, four_jobs(base), tmp_path / "mine", engine=OFTEN), base) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"jobs": ["zoe"], "fingerprint": "x"}', '{"jobs": []}'])
+DAMAGED = ("", "{", "[]", '{"jobs": ["zoe"], "fingerprint": "x"}', '{"jobs": []}', '{"jobs": {"ann": 1, "bob": {}}}')
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 @pytest.mark.parametrize("name", [PLAN, TIMING])
 def test_a_damaged_plan_or_clock_does_not_matter(base, tmp_path, unbroken, name: str, text: str) -> None:
     wanted, _ = unbroken

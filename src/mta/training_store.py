@@ -72,7 +72,8 @@ class TrainedSet:
     adapters: dict[str, StoredAdapter]
     """job id -> adapter, in the order of the jobs."""
     seconds: float
-    """Wall time spent training them, interrupted calls included."""
+    """Wall time of the training that made them, interrupted calls included; users trained together share theirs by
+    tokens, and adapters that have been replaced since count no more."""
 
 
 def train_and_store(
@@ -104,10 +105,11 @@ def train_and_store(
         clock = _Clock(on_progress)
         for done in train(base, list(batch.values()), engine=engine, checkpoint=checkpoint, on_progress=clock):
             kept[done.job_id] = _store(folder, batch[done.job_id], done, base)
-        write_json(folder / TIMING, {"seconds": _seconds(folder) + clock.seconds})
+        _add_timing(folder, [stored.note for job_id in batch if (stored := kept[job_id])], clock.seconds)
         _forget_unfinished(folder)
     _forget_unfinished(folder)  # of a call that was killed when all was stored
-    return TrainedSet({job_id: stored for job_id, stored in kept.items() if stored}, _seconds(folder))
+    adapters = {job_id: stored for job_id, stored in kept.items() if stored}
+    return TrainedSet(adapters, _seconds(folder, [stored.note for stored in adapters.values()]))
 
 
 def _forget_unfinished(folder: Path) -> None:
@@ -205,6 +207,28 @@ def _store(folder: Path, job: TrainJob, done: Trained, base: BaseModel) -> Store
     return StoredAdapter(path, note)
 
 
-def _seconds(folder: Path) -> float:
+def _add_timing(folder: Path, notes: Sequence[TrainNote], seconds: float) -> None:
+    """Write down what each of the jobs trained together took: its share of the tokens."""
+    tokens = sum(note.tokens for note in notes)
+    shares = {
+        note.job_id: {"fingerprint": note.fingerprint, "seconds": seconds * note.tokens / tokens} for note in notes
+    }
+    write_json(folder / TIMING, {"jobs": _timing(folder) | shares})
+
+
+def _seconds(folder: Path, notes: Sequence[TrainNote]) -> float:
+    """Add up what exactly these trainings took; one that is not written down counts 0."""
+    timing = _timing(folder)
+    return sum(
+        float(timing[note.job_id]["seconds"])
+        for note in notes
+        if timing.get(note.job_id, {}).get("fingerprint") == note.fingerprint
+    )
+
+
+def _timing(folder: Path) -> dict[str, dict[str, Any]]:
     timing = _read_if_sound(folder / TIMING)
-    return float(timing["seconds"]) if isinstance(timing, dict) and "seconds" in timing else 0.0
+    jobs = timing.get("jobs") if isinstance(timing, dict) else None
+    wanted = {"fingerprint", "seconds"}
+    found = jobs.items() if isinstance(jobs, dict) else ()
+    return {name: one for name, one in found if isinstance(one, dict) and wanted <= one.keys()}
