@@ -18,16 +18,17 @@ from mta.bank import (
     POPULATION,
     SEAL,
     VECTORS,
+    history_fingerprint,
     load_bank,
     retire_anchor,
     stack_adapters,
     unstack_adapters,
     write_bank,
 )
-from mta.errors import BankError, NotFound, StorageError
+from mta.errors import BankError, DataError, NotFound, StorageError
 from mta.files import read_json, sha256_json, write_json
 from mta.tensor_files import load_tensors, save_tensors, tensors_checksum
-from small_world import flip_bit, invented_bank, same_bank
+from small_world import flip_bit, invented_bank, person, same_bank
 
 FILES = (MANIFEST, ADAPTERS, VECTORS, POPULATION)
 
@@ -247,3 +248,21 @@ def test_writing_over_a_bank_leaves_a_whole_bank(tmp_path: Path) -> None:
     assert same_bank(load_bank(tmp_path), second), "the first bank's population file must not come back"
     write_bank(second, build_fingerprint="again", dropped=(), seconds=0.0)
     assert same_bank(load_bank(tmp_path), second)
+
+
+# who may be a target ----------------------------------------------------------------------------------------------
+
+
+def test_an_anchor_is_no_target_by_id_or_by_history_nor_when_retired(tmp_path: Path) -> None:
+    bank = invented_bank(tmp_path)
+    twin = person("twin", items=6)
+    anchors = (replace(bank.anchors[0], data_fingerprint=history_fingerprint(twin)), *bank.anchors[1:])
+    bank = replace(bank, anchors=anchors)
+    bank.check_targets([person("ann"), person("twin", items=5)])
+    for left in (bank, retire_anchor(bank, "anchor/0")):
+        with pytest.raises(DataError, match=r"1 of 2 target users are anchors .*\('twin' = anchor 'anchor/0'\)"):
+            left.check_targets([person("ann"), twin])
+        with pytest.raises(DataError, match=r"\('anchor/0' = anchor 'anchor/0'\)"):
+            left.check_targets([person("anchor/0")])
+    with pytest.raises(DataError, match="2 of 2 target users"):
+        bank.check_targets([person("anchor/1"), person("anchor/2")])

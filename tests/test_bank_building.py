@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from helpers import tiny_base
-from mta.bank import ADAPTERS, MANIFEST, Bank, load_bank, retire_anchor
-from mta.bank_building import SHARED_INIT, build_bank, history_fingerprint
+from mta.bank import ADAPTERS, MANIFEST, Bank, history_fingerprint, load_bank, retire_anchor
+from mta.bank_building import SHARED_INIT, build_bank
 from mta.base_model import BaseModel
 from mta.config import ALL_LINEAR, BankConfig, MergeConfig
 from mta.encoders import document_vectors
@@ -189,7 +189,7 @@ def test_held_out_items_stop_anchors_early_and_their_losses_are_kept(tmp_path, b
 def test_too_few_anchors_are_refused_before_any_training(tmp_path, base) -> None:
     heard = Heard()
     few = replace(BANK, anchors=replace(BANK.anchors, min_history=7))  # p5 alone has more
-    with pytest.raises(ConfigError, match=r"1 of 3 anchors are kept.*2 are merged per user; lower top_k"):
+    with pytest.raises(ConfigError, match=r"1 of 3 anchors are kept.*2 are merged per user; lower --top-k"):
         build(tmp_path, base, few, min_anchors=2, progress=heard)
     build(tmp_path, base, few, min_anchors=1, progress=(whole := Heard()))
     assert len(heard.stages) < len(whole.stages), "stopped before the anchors' training"
@@ -229,7 +229,7 @@ def test_a_changed_setting_gives_the_bank_it_would_give_alone(tmp_path, base, ch
     assert second.checksum != first.checksum
 
 
-def test_changed_data_or_base_model_builds_again(tmp_path, base) -> None:
+def test_changed_data_builds_again(tmp_path, base) -> None:
     first = build(tmp_path, base)
     pool = small_pool()
     item = HistoryItem("i0", {"input": "engine p3 something new", "output": "else"})
@@ -238,10 +238,19 @@ def test_changed_data_or_base_model_builds_again(tmp_path, base) -> None:
     changed = [a.user_id for a, b in zip(first.anchors, second.anchors, strict=True) if a != b]
     assert changed == ["p3"]
     assert second.adapter("p3").fingerprint() != first.adapter("p3").fingerprint()
-    other = tiny_base(torch.float32, seed=1)
-    third = build(tmp_path, other, pool=pool)
-    assert third.base_fingerprint == other.fingerprint
-    assert third.checksum != second.checksum
+
+
+def test_a_bank_of_another_task_or_base_model_is_never_replaced(tmp_path, base) -> None:
+    build(tmp_path, base)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    heard = Heard()
+    with pytest.raises(ConfigError, match=r"holds a bank of task 'own' on base model 'tiny' .*choose another folder"):
+        build(tmp_path, tiny_base(torch.float32, seed=1), progress=heard)
+    pool = [author(name, citing=True) for name in ("alpha", "beta", "gamma")]
+    with pytest.raises(ConfigError, match=r"holds a bank of task 'own' .*, not of 'lamp-1' on 'tiny'"):
+        build_bank(pool, get_task("lamp-1"), base, tmp_path, config=BANK, encoders=ENCODERS, progress=heard)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert heard.stages == []
 
 
 def test_a_damaged_bank_is_built_again(tmp_path, base, caplog) -> None:

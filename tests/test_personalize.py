@@ -284,6 +284,16 @@ def test_a_user_without_a_history_is_refused(base, bank, tmp_path) -> None:
         personalize_users([User("nobody", ())], resources(base, bank, tmp_path))
 
 
+def test_an_anchor_is_not_served_from_her_own_adapter(base, bank, tmp_path) -> None:
+    anchor = next(user for user in small_pool() if user.user_id in bank.anchor_ids)
+    for one in (anchor, replace(anchor, user_id="under another name")):
+        with pytest.raises(DataError, match="1 of 1 target users are anchors"):
+            match_users([one], resources(base, bank, tmp_path))
+        with pytest.raises(DataError, match="are anchors"):
+            personalize(one, bank=bank, base=base, adapt=ADAPT, folder=tmp_path / "own")
+    assert not list(tmp_path.iterdir())
+
+
 # users of every kind ----------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mta.config import BankConfig, from_dict, to_dict
 from mta.errors import BankError, DataError, MtaError, NotFound
 from mta.files import read_json, sha256_json, write_json
 from mta.lora.adapter import Adapter, Factors, require_same_shape
+from mta.records import User
 from mta.runtime import versions
 from mta.tasks import get_task
 from mta.tasks.task import Task
@@ -38,6 +40,7 @@ ADAPTERS = "adapters.safetensors"
 VECTORS = "vectors.safetensors"
 POPULATION = "population.safetensors"
 SEAL = "manifest_checksum"
+SHOWN_TARGETS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class AnchorRecord:
     source: str
     """How the examples were made."""
     data_fingerprint: str
-    """Of the anchor's history."""
+    """Of the anchor's history, see `history_fingerprint`."""
     updates: int
     tokens: int
     last_loss: float
@@ -117,6 +120,34 @@ class Bank:
                 f"{self.base_fingerprint[:12]}), this is {base.name!r} ({base.fingerprint[:12]}); load "
                 f"{self.base_name!r}, or build a bank for this one"
             )
+
+    def check_targets(self, users: Sequence[User]) -> None:
+        """Check that none of the users is an anchor, retired ones included, by id or under another name.
+
+        An anchor would be matched to the adapter that was trained on the very history it is judged by.
+
+        Raises:
+            DataError: some are; the message counts them and names the first.
+        """
+        ids = {anchor.user_id: anchor.user_id for anchor in self.anchors}
+        histories = {anchor.data_fingerprint: anchor.user_id for anchor in self.anchors}
+        found = {
+            user.user_id: anchor
+            for user in users
+            if (anchor := ids.get(user.user_id) or histories.get(history_fingerprint(user)))
+        }
+        if found:
+            pairs = [f"{name!r} = anchor {anchor!r}" for name, anchor in islice(found.items(), SHOWN_TARGETS)]
+            raise DataError(
+                f"{len(found)} of {len(users)} target users are anchors of the bank {self.folder} ({', '.join(pairs)}"
+                f"{', ...' if len(found) > SHOWN_TARGETS else ''}); wanted people the bank was not trained on; leave "
+                "them out, or give the file of the targets (`mta data split` makes one)"
+            )
+
+
+def history_fingerprint(user: User) -> str:
+    """Return a SHA-256 over a user's history, in order."""
+    return sha256_json([[item.item_id, dict(item.fields), item.time] for item in user.history])
 
 
 def adapters_checksum(adapters: Mapping[str, Adapter], population: Adapter | None) -> str:

@@ -17,7 +17,17 @@ from pathlib import Path
 from torch import Tensor
 
 from mta.anchors import AnchorSelection, select_anchors
-from mta.bank import MANIFEST, SCHEMA, AnchorRecord, Bank, adapters_checksum, load_bank, read_manifest, write_bank
+from mta.bank import (
+    MANIFEST,
+    SCHEMA,
+    AnchorRecord,
+    Bank,
+    adapters_checksum,
+    history_fingerprint,
+    load_bank,
+    read_manifest,
+    write_bank,
+)
 from mta.base_model import BaseModel
 from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
 from mta.encoders import Encoder, document_vectors, embed_users
@@ -80,10 +90,12 @@ def build_bank(
         progress: told about each stage.
 
     Raises:
-        ConfigError: the bank size does not fit the pool, or fewer than `min_anchors` are kept.
+        ConfigError: the folder holds a bank of another task or base model, the bank size does not fit the pool, or
+            fewer than `min_anchors` are kept.
         DataError: no anchor has training examples.
     """
     engine = engine or EngineConfig()
+    _refuse_other_bank(folder, task, base)
     wanted = _build_fingerprint(pool, task, base, config, encoders)
     if (finished := _finished(folder, wanted, base)) is not None:
         shutil.rmtree(folder / "work", ignore_errors=True)  # there if an earlier call was killed at its very end
@@ -92,8 +104,8 @@ def build_bank(
     if len(selection.anchors) < min_anchors:
         raise ConfigError(
             f"{len(selection.anchors)} of {config.anchors.bank_size} anchors are kept (an anchor needs more than "
-            f"{config.anchors.min_history} history items), but {min_anchors} are merged per user; lower top_k or "
-            "min_history, or give a larger pool"
+            f"{config.anchors.min_history} history items), but {min_anchors} are merged per user; lower --top-k or "
+            "--min-history, or give a larger pool"
         )
     anchors = [pool[anchor.index] for anchor in selection.anchors]
     population = _population_beneath(pool, task, base, folder, config, engine, progress)
@@ -108,6 +120,23 @@ def build_bank(
     write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=trained.seconds)
     shutil.rmtree(folder / "work", ignore_errors=True)
     return bank
+
+
+def _refuse_other_bank(folder: Path, task: Task, base: BaseModel) -> None:
+    """Refuse to replace a bank that cannot be an earlier state of the one asked for; a damaged one may be replaced."""
+    try:
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    except BankError:
+        return
+    if manifest is None:
+        return
+    found, wanted = manifest["base"]["fingerprint"], base.fingerprint
+    if manifest["task"] != task.task_id or found != wanted:
+        raise ConfigError(
+            f"{folder} holds a bank of task {manifest['task']!r} on base model {manifest['base']['name']!r} "
+            f"({found[:12]}), not of {task.task_id!r} on {base.name!r} ({wanted[:12]}); choose another folder, or "
+            "remove that bank first"
+        )
 
 
 def _finished(folder: Path, wanted: str, base: BaseModel) -> Bank | None:
@@ -166,7 +195,7 @@ def _train_anchors(
     if not jobs:
         raise DataError(
             f"none of the {len(data)} anchors has a training example; check that the histories belong to the task "
-            "(LaMP-1 needs items with a citation, or allow_proxy)"
+            "(LaMP-1 needs items with a citation, or --allow-proxy)"
         )
     with progress("bank training") as step:
         return train_and_store(
@@ -275,8 +304,3 @@ def _record(cluster: int, user: User, rows: UserRows, stored: StoredAdapter) -> 
         last_loss=stored.note.last_loss,
         held_out_losses=stored.note.held_out_losses,
     )
-
-
-def history_fingerprint(user: User) -> str:
-    """Return a SHA-256 over a user's history, in order."""
-    return sha256_json([[item.item_id, dict(item.fields), item.time] for item in user.history])

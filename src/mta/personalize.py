@@ -115,7 +115,7 @@ def personalize_users(
 
     Raises:
         BankError: `merged` without a bank.
-        DataError: a user has no history.
+        DataError: a user has no history, or, with `merged`, is an anchor of the bank.
     """
     matches = match_users(users, resources) if merged else {}
     beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
@@ -178,7 +178,7 @@ def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]
     Raises:
         BankError: the encoder is not the one the bank's vectors were made with.
         ConfigError: top_k is larger than the bank.
-        DataError: a user has no history.
+        DataError: a user has no history, or is an anchor of the bank.
     """
     bank = resources.need_bank()
     return match_to_bank(
@@ -201,6 +201,7 @@ def match_to_bank(
     progress: Progress = silent,
 ) -> dict[str, Match]:
     """Find each user's nearest anchors; needs no base model. See `match_users` for the errors."""
+    bank.check_targets(users)
     if encoder.fingerprint != bank.matching_encoder:
         raise BankError(
             f"the bank's vectors were made with encoder {bank.config.match.encoder!r} "
@@ -271,7 +272,7 @@ def personalize(
 
     Raises:
         BankError: the bank belongs to another base model.
-        DataError: the user has no history.
+        DataError: the user has no history, or is an anchor of the bank.
     """
     bank.check_base(base)
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cli_world import QUICK, film_record, good, mta, refused, snapshot, write_films
+from cli_world import QUICK, QUICK_BANK, film_record, good, mta, refused, snapshot, write_films
 from mta.tensor_files import load_tensors, save_tensors
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
@@ -157,6 +157,12 @@ def test_values_out_of_range(films: Any, tmp_path: Path) -> None:
     assert "unknown device" in run(films, tmp_path / "out", "--device", "tpu")
 
 
+def test_settings_that_are_no_number_or_no_share(films: Any, tmp_path: Path) -> None:
+    assert "scale is nan" in run(films, tmp_path / "out", "--scale", "nan")
+    assert "lr is inf" in run(films, tmp_path / "out", "--bank-lr", "inf")
+    assert "seed is -1" in run(films, tmp_path / "out", "--seed", -1)
+
+
 def test_pickle_weights(films: Any, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -170,12 +176,18 @@ def test_base_that_is_nowhere(films: Any, tmp_path: Path) -> None:
     assert "no base model" in run(films, tmp_path / "out", "--base", tmp_path / "nothing-here")
 
 
-def test_bank_of_another_base_model(films: Any, finished_run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    tiny_llama(seed=1).save_pretrained(other)
-    byte_tokenizer().save_pretrained(other)
+@pytest.fixture(scope="module")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that is not the one of the finished run."""
+    folder = tmp_path_factory.mktemp("base") / "other"
+    tiny_llama(seed=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_bank_of_another_base_model(films: Any, finished_run: Path, tmp_path: Path, other_base: Path) -> None:
     message = refused(
-        *("adapt", "--bank", finished_run / "bank", "--targets", films.targets, "--base", other),
+        *("adapt", "--bank", finished_run / "bank", "--targets", films.targets, "--base", other_base),
         *("--out", tmp_path / "adapters"),
     )
     assert "trained on base model 'tiny-random'" in message
@@ -224,6 +236,50 @@ def test_bank_file_that_was_cut(films: Any, run_copy: Path) -> None:
     path.write_bytes(path.read_bytes()[:-64])
     message = refused("match", "--bank", run_copy / "bank", "--targets", films.targets)
     assert "damaged" in message
+
+
+STAGES = {
+    "match": ("--out", "out"),
+    "merge": ("--user", "ada", "--out", "out"),
+    "adapt": ("--out", "out"),
+    "adapt alone": ("--adapt-only", "--out", "out"),
+    "generate": ("--method", "merged-only", "--out", "out"),
+    "generate stored": ("--adapters", "adapters", "--out", "out"),
+    "generate base": ("--method", "base", "--out", "out"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_serves_an_anchor(
+    films: Any, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(run_copy)
+    before = snapshot(run_copy)
+    anchors = [row["user_id"] for row in json.loads((run_copy / "bank" / "bank.json").read_text())["anchors"]]
+    assert "ada" in anchors
+    renamed = film_record("ada", items=4) | {"user_id": "dan"}
+    for record, said in ((film_record("ada"), "'ada' = anchor 'ada'"), (renamed, "'dan' = anchor 'ada'")):
+        path = write_films(tmp_path / "t_questions.json", [record, film_record("eve")])
+        words = [record["user_id"] if word == "ada" else word for word in STAGES[stage]]
+        message = refused(stage.split()[0], "--bank", "bank", "--targets", path, *words)
+        assert "target users are anchors of the bank" in message
+        assert said in message
+    assert snapshot(run_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [("mta", "anchors that are on record"), ("adapt-only", "merges no anchors"), ("base", "merges no anchors")],
+)
+@pytest.mark.parametrize("option", [("--merge", "linear"), ("--scale", 0.5), ("--top-k", 1)])
+def test_options_of_merging_are_refused_where_nothing_is_merged_anew(
+    films: Any, finished_run: Path, tmp_path: Path, method: str, why: str, option: tuple[str, object]
+) -> None:
+    words = ("generate", "--bank", finished_run / "bank", "--targets", films.targets, "--method", method)
+    message = refused(*words, "--adapters", finished_run / "adapters", *option, "--out", tmp_path / "answers.jsonl")
+    assert f"{option[0]} has no use with method {method}" in message
+    assert why in message
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 def test_no_such_user(films: Any, finished_run: Path, tmp_path: Path) -> None:
@@ -291,6 +347,40 @@ def test_run_folder_of_another_task(films: Any, run_copy: Path, tmp_path: Path) 
     )
     assert "holds a run of task 'lamp-2', not 'own'" in message
     assert snapshot(run_copy) == before
+
+
+def test_run_folder_of_another_base_model(films: Any, run_copy: Path, other_base: Path) -> None:
+    before = snapshot(run_copy)
+    message = refused("run", "lamp-2", *films.both, *QUICK, "--base", other_base, *METHODS, "--out", run_copy)
+    assert "holds a run on base model 'tiny-random'" in message
+    assert snapshot(run_copy) == before
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"config": []}'])
+def test_run_folder_whose_config_is_none(films: Any, tmp_path: Path, content: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text(content)
+    message = refused("run", "lamp-2", *films.both, *QUICK, *METHODS, "--out", tmp_path / "out")
+    assert "config.json is not the record of a run" in message
+    assert snapshot(tmp_path / "out") == {"config.json": content.encode()}
+
+
+def test_bank_of_another_task_or_base_model_is_not_replaced(
+    films: Any, run_copy: Path, tmp_path: Path, other_base: Path
+) -> None:
+    bank = run_copy / "bank"
+    before = snapshot(bank)
+    words = ("bank", "build", *QUICK_BANK, "--out", bank)
+    message = refused(*words, "--pool", films.pool, "--task", "lamp-2", "--base", other_base)
+    assert "holds a bank of task 'lamp-2' on base model 'tiny-random'" in message
+    rows = [
+        {"user_id": name, "input": f"{name} asks {k}", "output": f"{name} says {k}"} for name in "abc" for k in "12"
+    ]
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(map(json.dumps, rows)))
+    message = refused(*words, "--pool", own, "--task", "own", "--base", "tiny-random")
+    assert "not of 'own' on 'tiny-random'" in message
+    assert snapshot(bank) == before
 
 
 def test_usage_errors_are_2_as_well() -> None:

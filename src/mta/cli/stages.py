@@ -183,6 +183,7 @@ def generate(
 
     if method in STORED and adapters is None:
         raise ConfigError(f"method {method} needs each user's own adapter; name their folder with --adapters")
+    _refuse_useless(given, method)
     loaded = load_bank(bank)
     users = _users(targets, loaded, user, golds=golds, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
     plan = _plan(loaded, given)
@@ -198,6 +199,16 @@ def generate(
         note(f"{made.cut_prompts} prompts were cut to fit the model, their history first")
 
 
+def _refuse_useless(given: Given, method: str) -> None:
+    """Refuse options of matching and merging where nothing is matched or merged anew."""
+    named = [setting.flag for setting in (TOP_K, *MERGE) if given.values.get(setting) is not None]
+    if named and method != "merged-only":
+        why = "its adapters were trained over anchors that are on record" if method == "mta" else "it merges no anchors"
+        raise ConfigError(
+            f"{', '.join(named)} has no use with method {method}: {why}; leave it out, or choose --method merged-only"
+        )
+
+
 def _users(
     path: Path,
     bank: Bank,
@@ -210,7 +221,9 @@ def _users(
     from mta.cli.loading import load_users, pick_user
 
     users = load_users(path, bank.task, golds=golds, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
-    return users if user_id is None else [pick_user(users, user_id)]
+    chosen = users if user_id is None else [pick_user(users, user_id)]
+    bank.check_targets(chosen)
+    return chosen
 
 
 def _plan(bank: Bank, given: Given) -> Plan:

@@ -17,8 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mta.adapter_files import load_adapter
-from mta.bank import Bank, load_bank
-from mta.bank_building import history_fingerprint
+from mta.bank import Bank, history_fingerprint, load_bank
 from mta.base_model import BaseModel
 from mta.config import MergeConfig, PromptConfig, TrainConfig, from_dict
 from mta.errors import ConfigError, DataError

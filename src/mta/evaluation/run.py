@@ -122,7 +122,7 @@ def run(
 
     Raises:
         DataError: a target is also in the pool, a query has no gold answer, a target has no history.
-        ConfigError: top_k is larger than the bank, or the folder holds a run of another task.
+        ConfigError: top_k is larger than the bank, or the folder holds a run of another task or base model.
     """
     started = time.monotonic()
     task = get_task(config.task_id)
@@ -216,9 +216,27 @@ def _check_top_k(config: RunConfig) -> None:
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
     path = folder / "config.json"
-    if path.exists() and (found := read_json(path).get("config", {}).get("task_id")) not in (None, config.task_id):
-        raise ConfigError(f"{folder} holds a run of task {found!r}, not {config.task_id!r}; choose another folder")
+    if path.exists():
+        _refuse_other_run(path, config, base)
     write_json(path, {"config": to_dict(config), "base_fingerprint": base.fingerprint, "versions": versions()})
+
+
+def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
+    """Refuse a folder whose run cannot be an earlier state of this one."""
+    found = read_json(path)
+    settings = found.get("config", {}) if isinstance(found, dict) else None
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} is not the record of a run (no object with settings); choose another folder")
+    if settings.get("task_id", config.task_id) != config.task_id:
+        raise ConfigError(
+            f"{path.parent} holds a run of task {settings['task_id']!r}, not {config.task_id!r}; choose another folder"
+        )
+    if found.get("base_fingerprint", base.fingerprint) != base.fingerprint:
+        raise ConfigError(
+            f"{path.parent} holds a run on base model {settings.get('base')!r} "
+            f"({str(found['base_fingerprint'])[:12]}), not on {base.name!r} ({base.fingerprint[:12]}); choose another "
+            "folder"
+        )
 
 
 def _encoders(config: RunConfig, base: BaseModel) -> Encoders:
