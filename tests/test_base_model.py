@@ -106,7 +106,9 @@ def test_a_folder_without_weights_is_named_with_what_it_holds(tmp_path: Path) ->
         load_base_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["", "no-such-model", "./none", "/none/at/all", "a/b/c", "~/none-here"])
+@pytest.mark.parametrize(
+    "name", ["", "no-such-model", "./none", "/none/at/all", "a/b/c", "~/none-here", "~no-such-user/x"]
+)
 def test_a_name_that_leads_nowhere_is_refused_with_the_short_names(name: str) -> None:
     with pytest.raises(ModelError, match="not a folder, not a short name") as caught:
         load_base_model(name)

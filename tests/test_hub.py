@@ -46,7 +46,7 @@ def test_a_file_is_refused_with_the_folder_to_give(tmp_path: Path) -> None:
         model_folder(str(tmp_path / "model.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere/x", "a/b/c", "a b", ""])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere/x", "~no-such-user/x", "a/b/c", "a b", ""])
 def test_a_path_that_is_not_there_lists_the_short_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no such folder.*short name \(minilm\)"):
         model_folder(name, known=["minilm"])

@@ -86,6 +86,11 @@ def test_cache_folder_prefers_the_own_variable(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("MTA_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("MTA_CACHE", "~/deep")
+    assert cache_folder() == tmp_path / "deep"
+    monkeypatch.setenv("MTA_CACHE", "~no-such-user/deep")
+    with pytest.raises(ConfigError, match="no such home folder"):
+        cache_folder()
     monkeypatch.setenv("MTA_CACHE", "")
     assert cache_folder() == tmp_path / "xdg" / "mta"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")

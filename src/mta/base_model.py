@@ -24,7 +24,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from mta.errors import ModelError
-from mta.files import PICKLE_SUFFIXES, make_folder, sha256_file, sha256_json, storage_errors
+from mta.files import PICKLE_SUFFIXES, expand_home, make_folder, sha256_file, sha256_json, storage_errors
 from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
@@ -128,7 +128,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.suffix == ".gguf" and path.is_file():
         return _load_folder(str(_converted(path, sha256_file(path))), dtype)
     if path.suffix in PICKLE_SUFFIXES:
@@ -136,7 +136,7 @@ def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if name and path.is_dir():
         _check_folder(path)
         return _load_folder(str(path), dtype)
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         known = ", ".join(BASE_MODELS)
         raise ModelError(f"no base model {name!r}: not a folder, not a short name ({known}), not a hub id (owner/name)")
     return _load_folder(name, dtype)

@@ -62,6 +62,11 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
+def expand_home(text: str) -> Path:
+    """Return a path in which a leading "~" or "~name" is that home folder; where nobody has that name it stays."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises a RuntimeError there
+
+
 def make_folder(path: Path) -> Path:
     """Create the folder `path` and its parents, if missing; return it."""
     with storage_errors(path, "create folder"):

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mta.errors import ModelError
-from mta.files import PICKLE_SUFFIXES
+from mta.files import PICKLE_SUFFIXES, expand_home
 from mta.runtime import is_offline, quiet_loading
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -36,7 +36,7 @@ def model_folder(name: str, *, known: Iterable[str] = ()) -> Path:
     Raises:
         ModelError: there is no such folder or repository, it cannot be reached, or it has no safetensors weights.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if name and path.is_dir():
         return path
     short = f"a short name ({', '.join(sorted(known))}), " if known else ""

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from mta.errors import ConfigError
+from mta.files import expand_home
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 VERSIONED = (
@@ -119,7 +120,10 @@ def cache_folder() -> Path:
     """
     own = os.environ.get("MTA_CACHE", "")
     if own:
-        return Path(own).expanduser().absolute()
+        folder = expand_home(own)
+        if own.startswith("~") and folder == Path(own):
+            raise ConfigError(f"MTA_CACHE is {own!r}, and there is no such home folder; set it to a whole path")
+        return folder.absolute()
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(shared):  # the XDG rules say to ignore relative ones
         return Path(shared) / "mta"

@@ -173,7 +173,8 @@ def test_pickle_weights(films: Any, tmp_path: Path) -> None:
 
 
 def test_base_that_is_nowhere(films: Any, tmp_path: Path) -> None:
-    assert "no base model" in run(films, tmp_path / "out", "--base", tmp_path / "nothing-here")
+    for name in (tmp_path / "nothing-here", "~no-such-user/x"):
+        assert "no base model" in run(films, tmp_path / "out", "--base", name)
 
 
 @pytest.fixture(scope="module")
