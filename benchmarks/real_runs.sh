@@ -18,11 +18,11 @@ export HF_HUB_OFFLINE=1
 
 common="--base smollm2-135m --history-words 60 --input-words 120 --max-tokens 768 --seed 42"
 declare -A caps=(
-  [lamp-1]="--bank-size 8 --max-items 20 --adapt-max-items 8 --min-history 10 --users 30"
+  [lamp-1]="--bank-size 8 --max-items 16 --adapt-max-items 6 --min-history 10 --users 24"
   [lamp-2]="--bank-size 8 --max-items 20 --adapt-max-items 6 --min-history 10 --users 24"
-  [lamp-3]="--bank-size 8 --max-items 20 --adapt-max-items 6 --min-history 10 --users 24"
-  [lamp-4]="--bank-size 8 --max-items 20 --adapt-max-items 8 --min-history 10 --users 36"
-  [lamp-5]="--bank-size 6 --max-items 16 --adapt-max-items 6 --min-history 10 --users 24 --drop-leaks"
+  [lamp-3]="--bank-size 6 --max-items 16 --adapt-max-items 6 --min-history 10 --users 20"
+  [lamp-4]="--bank-size 8 --max-items 16 --adapt-max-items 6 --min-history 10 --users 30"
+  [lamp-5]="--bank-size 6 --max-items 12 --adapt-max-items 5 --min-history 10 --users 20 --drop-leaks"
 )
 
 for task in $tasks; do
