@@ -186,6 +186,24 @@ def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_demo_invents_nobody_before_it_has_a_model(tmp_path: Path) -> None:
+    assert "no base model" in refused("demo", "--base", tmp_path / "nope", "--out", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_that_cannot_be_written_writes_neither_side(tmp_path: Path) -> None:
+    def record(name: str, *asked: str) -> dict[str, Any]:
+        queries = [{"id": key, "input": film_record(name)["input"], "gold": "comedy"} for key in asked]
+        return {"user_id": name, "profile": film_record(name)["profile"], "query": queries}
+
+    path, out = tmp_path / "processed.json", tmp_path / "out"
+    path.write_text(json.dumps([record("ada"), record("ben"), record("dan", "same"), record("eve", "same")]))
+    words = ("data", "split", path, "--task", "lamp-2", "--count", 2, "--history-length", 3, "--out", out)
+    message = refused(*words)
+    assert "target_questions.json: got 1 question ids more than once: 'same'" in message
+    assert not out.exists()
+
+
 def test_bank_of_another_base_model(films: Any, finished_run: Path, tmp_path: Path, other_base: Path) -> None:
     message = refused(
         *("adapt", "--bank", finished_run / "bank", "--targets", films.targets, "--base", other_base),

@@ -20,6 +20,7 @@ from mta.cli import command as command_module
 from mta.cli.command import command
 from mta.cli.main import app
 from mta.errors import DataError
+from mta.presets import find_preset
 
 ORDER = (
     "data personas",
@@ -140,7 +141,7 @@ def test_options_override_the_preset_and_the_rest_stays(finished_run: Path) -> N
     assert settings["bank"]["anchors"]["bank_size"] == 2
     assert settings["bank"]["train"]["epochs"] == 1
     assert settings["bank"]["match"]["encoder"] == "tiny-random"
-    assert settings["bank"]["train"]["lr"] == 3e-4  # of the preset for small models
+    assert settings["bank"]["train"]["lr"] == find_preset("small", "lamp-2").bank.train.lr
     assert settings["adapt"]["rank"] == 4
 
 
@@ -218,6 +219,49 @@ def test_split_gives_files_that_pass_the_check(tmp_path: Path) -> None:
     leaking = mta("data", "check", "--pool", path, "--targets", sides[3], "--task", "lamp-2", "--json")
     assert leaking.code == 2
     assert len(leaking.json["shared_ids"]) == 3
+
+
+def test_own_data_with_open_questions_can_be_split(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": name, "input": f"{name} wonders about {k}", "output": f"{name} thinks {k}"}
+        for name in ("ada", "ben", "cleo", "dan")
+        for k in ("rain", "snow", "wind")
+    ]
+    rows += [{"user_id": name, "input": f"What of {name}?"} for name in ("ada", "dan", "eve")]
+    path, out = tmp_path / "own.jsonl", tmp_path / "split"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    words = ("data", "split", path, "--task", "own", "--queries-per-user", 1, "--count", 2, "--history-length", 2)
+    report = good(*words, "--out", out, "--json").json
+    assert (report["targets"], report["pool"], report["dropped_questions"]) == (2, 3, 3)
+    for side in ("pool", "target"):
+        asked = json.loads((out / f"{side}_questions.json").read_text())
+        outputs = json.loads((out / f"{side}_outputs.json").read_text())
+        assert {row["id"] for row in asked if row["input"]} == {row["id"] for row in outputs["golds"]}
+    good(
+        "data", "check", "--pool", out / "pool_questions.json", "--targets", out / "target_questions.json", *words[3:5]
+    )
+
+
+def test_check_counts_answers_that_stand_in_the_own_history(films: Any, tmp_path: Path) -> None:
+    record = film_record("dan")
+    record["profile"].append({"id": "again", "description": record["input"].split("description: ")[1], "tag": "comedy"})
+    path = write_films(tmp_path / "t_questions.json", [record, film_record("eve")])
+    words = ("data", "check", "--pool", films.pool, "--task", "lamp-2", "--targets")
+    said = "1 of 2 target questions stand in their own user's history with the answer ('q-dan')"
+    assert said in good(*words, path).out
+    assert good(*words, path, "--json").json["answers_in_own_history"] == [["dan", "q-dan"]]
+    assert "0 of 2 target questions stand" in good(*words, films.targets).out
+
+
+def test_check_and_evaluate_can_leave_malformed_records_out(finished_run: Path, films: Any, tmp_path: Path) -> None:
+    bad = film_record("fay") | {"input": "What is this film?"}
+    path = write_films(tmp_path / "t_questions.json", [film_record("dan"), film_record("eve"), bad])
+    for words in (
+        ("data", "check", "--pool", films.pool, "--task", "lamp-2", "--targets", path),
+        ("evaluate", "--predictions", finished_run / "predictions.jsonl", "--task", "lamp-2", "--targets", path),
+    ):
+        assert "--skip-malformed" in mta(*words).err
+        assert "1 records left out" in good(*words, "--skip-malformed").err
 
 
 def test_stats_count_people_and_items(films: Any) -> None:

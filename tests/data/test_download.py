@@ -224,9 +224,18 @@ def test_addresses(
     assert [path for path, _ in site.asked] == list(site.files)
 
 
+def test_any_name_of_a_task_will_do(site: Site, tmp_path: Path) -> None:
+    for name in ("LaMP_4", "news_headline", "LAMP-4"):
+        paths = download_lamp([name], split="dev", folder=tmp_path, base_url=site.url)
+        assert paths == [tmp_path / "LaMP_4" / "dev_questions.json", tmp_path / "LaMP_4" / "dev_outputs.json"]
+    assert len(site.asked) == 2
+
+
 def test_unknown_names_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="unknown LaMP task 'lamp-6'; known: lamp-1, lamp-2"):
+    with pytest.raises(NotFound, match="unknown task 'lamp-6'; known: lamp-1, lamp-2"):
         download_lamp(["lamp-6"], split="dev", folder=tmp_path)
+    with pytest.raises(NotFound, match=r"unknown task of LaMP 'own'; known: lamp-1, .*lamp-5$"):
+        download_lamp(["own"], split="dev", folder=tmp_path)
     with pytest.raises(NotFound, match="unknown split 'valid'; known: dev, test, train"):
         download_lamp(["lamp-1"], split="valid", folder=tmp_path)
     assert OFFICIAL_URL.startswith("https://")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.data.lamp import outputs_path, read_lamp, write_lamp
+from mta.data.lamp import outputs_path, read_lamp, write_lamp, write_lamp_files
 from mta.errors import DataError, StorageError
 from mta.records import HistoryItem, Query, User
 
@@ -199,6 +199,15 @@ def test_write_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x_outputs.json").read_text())["task"] == "LaMP_3"
     with pytest.raises(DataError, match="outputs file that belongs to other questions"):
         write_lamp([User("u", (), (two,))], path, task_name="LaMP_3")
+
+
+def test_of_several_pairs_all_are_written_or_none(tmp_path: Path) -> None:
+    good, bad = User("u", (), (Query("1", "a", "b"),)), User("v", (), (Query("1", "a", "b"), Query("2", "a")))
+    with pytest.raises(DataError, match=r"bad_questions\.json: got gold answers for 1 of 2 queries"):
+        write_lamp_files(
+            {tmp_path / "good_questions.json": [good], tmp_path / "bad_questions.json": [bad]}, task_name=""
+        )
+    assert not list(tmp_path.iterdir())
 
 
 TITLES_ONLY = {"pool": 2493, "target": 486}

@@ -98,7 +98,7 @@ def test_label_file_of_a_processed_file(tmp_path: Path) -> None:
 
 def test_queries_that_do_not_parse(tmp_path: Path) -> None:
     path = movies(tmp_path, ASK + "A robot.", "x a robot without any instruction")
-    with pytest.raises(DataError, match=r"m_questions\.json: 1 records.*user 'u', query '1'.*skip_malformed"):
+    with pytest.raises(DataError, match=r"m_questions\.json: 1 records.*user 'u', query '1'.*--skip-malformed"):
         read_users(path, task=MOVIES)
     users, skipped = read_users(path, task=MOVIES, skip_malformed=True)
     assert [query.query_id for query in users[0].queries] == ["0"]

@@ -9,7 +9,7 @@ import pytest
 
 from mta.data.lamp import read_lamp
 from mta.data.people import SHARED_ITEMS, find_people, rule_for
-from mta.data.splits import build_split, check_disjoint, drop_leaks, find_leaks
+from mta.data.splits import answers_in_own_history, build_split, check_disjoint, drop_leaks, find_leaks
 from mta.errors import ConfigError, DataError
 from mta.records import HistoryItem, Query, User
 
@@ -46,7 +46,7 @@ def test_split_keeps_people_apart() -> None:
     assert all(len(user.history) == 10 for user in split.targets)
     assert len({user.user_id.split("-")[0] for user in split.targets}) == 8
     assert {u.user_id.split("-")[0] for u in split.pool}.isdisjoint({u.user_id.split("-")[0] for u in split.targets})
-    assert dataclasses.astuple(report) == (65, 25, 20, 8, 12 * 3 + 5, 17, 16, 0)
+    assert dataclasses.astuple(report) == (65, 25, 20, 8, 12 * 3 + 5, 17, 16, 0, 0)
     check_disjoint(split.pool, split.targets)
 
 
@@ -79,6 +79,13 @@ def test_targets_need_a_gold_answer() -> None:
         build_split(users, history_length=10, count=1, seed=0)
 
 
+def test_open_questions_are_left_out_of_both_sides_and_counted() -> None:
+    users = [dataclasses.replace(u, queries=(Query(f"{u.user_id}-open", "And now?"), *u.queries)) for u in crowd()]
+    split = build_split(users, history_length=10, count=8, seed=1)
+    assert split.report.dropped_questions == len(users)
+    assert split == dataclasses.replace(build_split(crowd(), history_length=10, count=8, seed=1), report=split.report)
+
+
 def test_wrong_settings_and_repeated_ids() -> None:
     users = crowd()
     for options in ({"history_length": 0}, {"history_length": 5, "max_history_length": 4}):
@@ -101,6 +108,20 @@ def test_seen_text_with_another_answer_is_no_leak() -> None:
     target = records("t", length=10)[0]
     other = HistoryItem("x", {**item("t.0").fields, "title": "quite another headline"})
     check_disjoint([User("reader", (other,))], [target])
+
+
+def test_answers_in_the_own_history_are_found_with_the_same_answer_only() -> None:
+    user = records("t", length=10)[0]  # asked about t.0, which the history lacks
+    other = HistoryItem("x", {**item("t.0").fields, "title": "quite another headline"})
+    again = HistoryItem("again", {name: f"  {text.upper()} " for name, text in item("t.0").fields.items()})
+    assert answers_in_own_history([user, User("empty", ()), User("idle", user.history)]) == ()
+    assert answers_in_own_history([dataclasses.replace(user, history=(*user.history, other))]) == ()
+    holder = dataclasses.replace(user, user_id="holder", history=(*user.history, other, again))
+    assert answers_in_own_history([user, holder]) == (("holder", "t0-q"),)
+    unknown = (Query("open", user.queries[0].text),)
+    assert answers_in_own_history([dataclasses.replace(holder, queries=unknown)]) == (("holder", "open"),)
+    neighbour = User("neighbour", (again,))
+    assert answers_in_own_history([user, neighbour]) == ()
 
 
 def test_check_names_every_kind_of_leak() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ from mta.cli.command import command
 from mta.cli.display import note, progress_bars, show_json, show_table
 from mta.errors import ConfigError
 from mta.progress import Progress, Step
+
+if TYPE_CHECKING:
+    from mta.records import User
 
 STATS = ("users", "people", "queries", "max", "min", "avg", "median")
 
@@ -42,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def download(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="lamp-1 to lamp-5.")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="lamp-1 to lamp-5, or their names in words.")],
     split: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Test has no answers.")] = "dev",
     out: options.Out = Path("data/lamp"),
     base_url: Annotated[str | None, typer.Option("--base-url", help="A mirror with the official layout.")] = None,
@@ -128,7 +131,7 @@ def split(
 ) -> None:
     """Draw target users and a pool that shares no person with them; write both in LaMP's raw form."""
     from mta.cli.loading import load_users
-    from mta.data.lamp import write_lamp
+    from mta.data.lamp import write_lamp_files
     from mta.data.people import rule_for
     from mta.data.splits import build_split
     from mta.tasks import get_task
@@ -143,8 +146,8 @@ def split(
         seed=seed,
         rule=rule_for(found.task_id),
     )
-    for name, side in (("pool", made.pool), ("target", made.targets)):
-        write_lamp(side, out / f"{name}_questions.json", task_name=found.lamp_name)
+    sides = {out / "pool_questions.json": made.pool, out / "target_questions.json": made.targets}
+    write_lamp_files(sides, task_name=found.lamp_name)
     if as_json:
         show_json(asdict(made.report))
         return
@@ -160,20 +163,43 @@ def _paper_length(task_id: str) -> int:
     return PAPER_HISTORY_LENGTH[task_id]
 
 
-def check(pool: options.Pool, targets: options.Targets, task: options.Task, as_json: options.Json = False) -> None:
-    """Check that no target person is in the pool: by ids, by shared histories, by answers seen."""
+def check(
+    pool: options.Pool,
+    targets: options.Targets,
+    task: options.Task,
+    golds: options.Golds = None,
+    queries_per_user: options.QueriesPerUser = 0,
+    skip_malformed: options.SkipMalformed = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check that no target person is in the pool: by ids, by shared histories, by answers seen.
+
+    Questions that stand in their own user's history, with the answer, are named but are no failure.
+    """
     from mta.cli.loading import load_users
     from mta.data.people import rule_for
-    from mta.data.splits import check_disjoint, find_leaks
+    from mta.data.splits import answers_in_own_history, check_disjoint, find_leaks
     from mta.tasks import get_task
 
     found = get_task(task)
-    sides = [load_users(path, found) for path in (pool, targets)]
+    rule = rule_for(found.task_id)
+    source = load_users(pool, found, skip_malformed=skip_malformed)
+    served = load_users(targets, found, golds=golds, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
+    copied = answers_in_own_history(served)
     if as_json:
-        show_json(asdict(find_leaks(sides[0], sides[1], rule=rule_for(found.task_id))))
-    check_disjoint(sides[0], sides[1], rule=rule_for(found.task_id))
+        show_json({**asdict(find_leaks(source, served, rule=rule)), "answers_in_own_history": copied})
+    check_disjoint(source, served, rule=rule)
     if not as_json:
-        typer.echo(f"no leak: {len(sides[0])} pool users and {len(sides[1])} target users are different people")
+        typer.echo(f"no leak: {len(source)} pool users and {len(served)} target users are different people")
+        _show_copied(served, copied)
+
+
+def _show_copied(users: Sequence[User], copied: Sequence[tuple[str, str]]) -> None:
+    from mta.data.checks import first_few
+
+    asked = sum(len(user.queries) for user in users)
+    names = f" ({first_few([query_id for _, query_id in copied])})" if copied else ""
+    typer.echo(f"{len(copied)} of {asked} target questions stand in their own user's history with the answer{names}")
 
 
 def personas(

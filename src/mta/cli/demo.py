@@ -68,20 +68,20 @@ def demo(
 
     found = get_task(task)
     size = TINY_SIZE if base == TINY else SIZE
-    pool, targets = write_personas(
-        out / "data",
-        task_id=found.task_id,
-        pool=size.pool,
-        targets=size.targets,
-        pool_history=size.pool_history,
-        target_history=size.target_history,
-        target_queries=size.queries,
-        seed=seed,
-    )
     plan = demo_plan(found.task_id, base, size)
     config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=size.methods)
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
+        pool, targets = write_personas(
+            out / "data",
+            task_id=found.task_id,
+            pool=size.pool,
+            targets=size.targets,
+            pool_history=size.pool_history,
+            target_history=size.target_history,
+            target_queries=size.queries,
+            seed=seed,
+        )
         notes = {"data": "invented people", "best possible score": dict(targets.best_score)}
         result = run_all(pool.users, targets.users, config, out, base=model, notes=notes, progress=progress)
     if as_json:

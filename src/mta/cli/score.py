@@ -29,6 +29,7 @@ def evaluate(
     targets: Annotated[
         Path | None, typer.Option("--targets", help="Data file of the users, to know whose records are one person.")
     ] = None,
+    skip_malformed: options.SkipMalformed = False,
     base: Annotated[str, typer.Option("--base", help="Name of the base model, for the heading.")] = "not named",
     out: options.OutFile = None,
     as_json: options.Json = False,
@@ -48,7 +49,7 @@ def evaluate(
         seeds=[],
         metrics=found.metrics,
         labels=found.labels,
-        people=_people(targets, found) if targets else None,
+        people=_people(targets, found, skip_malformed=skip_malformed) if targets else None,
     )
     if targets is None:
         note("every user id counts as a person of its own; with --targets FILE one person's records count as one")
@@ -60,12 +61,12 @@ def evaluate(
         show_scores(scores)
 
 
-def _people(path: Path, task: Task) -> dict[str, str]:
+def _people(path: Path, task: Task, *, skip_malformed: bool) -> dict[str, str]:
     """Return user id -> person, and query id -> person for answers that name no user."""
     from mta.cli.loading import load_users
     from mta.data.people import find_people, rule_for
 
-    users = load_users(path, task)
+    users = load_users(path, task, skip_malformed=skip_malformed)
     groups = find_people(users, rule=rule_for(task.task_id))
     person = {user_id: group[0] for group in groups for user_id in group}
     return {query.query_id: person[user.user_id] for user in users for query in user.queries} | person

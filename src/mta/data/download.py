@@ -23,6 +23,7 @@ import requests
 from mta.data.checks import looks_like_html, refuse_html
 from mta.errors import DataError, MtaError, StorageError, unknown_name
 from mta.files import make_folder, read_json, storage_errors
+from mta.tasks import get_task
 
 OFFICIAL_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
 FOLDERS: Mapping[str, str] = {
@@ -63,7 +64,7 @@ def download_lamp(
     split to `folder/time/LaMP_N/`.
 
     Args:
-        task_ids: for example ["lamp-2", "lamp-4"].
+        task_ids: for example ["lamp-2", "lamp-4"], or any other name of these tasks.
         split: "train", "dev" or "test" (which has no outputs).
         folder: where to put them; made if missing.
         base_url: a mirror with the same layout.
@@ -90,9 +91,10 @@ def download_lamp(
     return paths
 
 
-def _places(task_id: str, split: str, folder: Path, base_url: str, *, time_split: bool) -> list[tuple[str, Path]]:
+def _places(task_name: str, split: str, folder: Path, base_url: str, *, time_split: bool) -> list[tuple[str, Path]]:
+    task_id = get_task(task_name).task_id
     if task_id not in FOLDERS:
-        raise unknown_name("LaMP task", task_id, FOLDERS)
+        raise unknown_name("task of LaMP", task_name, FOLDERS)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     root = f"{base_url.rstrip('/')}/time" if time_split else base_url.rstrip("/")

@@ -207,6 +207,17 @@ def write_lamp(users: Sequence[User], questions_path: Path, *, task_name: str) -
         DataError: a query id is used twice, or only some of the queries have a gold answer.
         StorageError: the files cannot be written.
     """
+    write_lamp_files({questions_path: users}, task_name=task_name)
+
+
+def write_lamp_files(sides: Mapping[Path, Sequence[User]], *, task_name: str) -> None:
+    """Write several raw LaMP pairs; nothing is written unless all can be. See `write_lamp`."""
+    files = [pair for path, users in sides.items() for pair in _lamp_files(users, path, task_name)]
+    for path, content in files:
+        write_json(path, content)
+
+
+def _lamp_files(users: Sequence[User], questions_path: Path, task_name: str) -> list[tuple[Path, Any]]:
     queries = [query for user in users for query in user.queries]
     _refuse_repeated([user.user_id for user in users], questions_path, what="user")
     _refuse_repeated([query.query_id for query in queries], questions_path, what="question")
@@ -218,10 +229,10 @@ def write_lamp(users: Sequence[User], questions_path: Path, *, task_name: str) -
             wanted="all or none (LaMP's format has no way to leave one out)",
             step="drop the queries without a gold answer first",
         )
-    _refuse_stale(outputs_path(questions_path), golds)
-    write_json(questions_path, [record for user in users for record in _questions_of(user)])
-    if golds:
-        write_json(outputs_path(questions_path), {"task": task_name, "golds": golds})
+    outputs = outputs_path(questions_path)
+    _refuse_stale(outputs, golds)
+    questions = (questions_path, [record for user in users for record in _questions_of(user)])
+    return [questions, (outputs, {"task": task_name, "golds": golds})] if golds else [questions]
 
 
 def _refuse_stale(outputs: Path, golds: Sequence[object]) -> None:

@@ -212,7 +212,7 @@ def _problem_text(problems: Sequence[str], task: Task, path: Path, *, hopeless: 
     step = (
         "none fits, so check that the file belongs to this task"
         if hopeless
-        else "correct these records, or leave them out with skip_malformed"
+        else "correct these records, or leave them out with --skip-malformed"
     )
     return f"{path}: {len(problems)} records do not fit {task.task_id}: {shown}; {step}"
 

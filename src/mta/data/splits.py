@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from mta.data.checks import SHOWN_IDS, first_few
@@ -71,6 +71,9 @@ class SplitReport:
     """Records left out of both sides because they are a target's person."""
     dropped_seen: int
     """Records left out of the pool because their history answers a target's query."""
+    dropped_questions: int
+    """Questions without a gold answer among all records; neither side has them, for LaMP's form has all answers or
+    none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,24 @@ def _seen_answers(pool: Sequence[User], targets: Sequence[User]) -> tuple[tuple[
     return tuple(dict.fromkeys(found))
 
 
+def answers_in_own_history(users: Sequence[User]) -> tuple[tuple[str, str], ...]:
+    """List the queries that stand in their own user's history, with the same answer where it is known.
+
+    Whoever looks into the history can copy such an answer, so a score counts them as no proof of a learned taste.
+
+    Returns:
+        (user id, query id) pairs.
+    """
+    return tuple(
+        (user.user_id, query.query_id)
+        for user in users
+        if user.queries
+        for where in [items_by_text({item_texts(item) for item in user.history})]
+        for query in user.queries
+        if matching_items(query, where)
+    )
+
+
 def check_disjoint(pool: Sequence[User], targets: Sequence[User], *, rule: PersonRule = PERSONAL_ITEMS) -> None:
     """Raise if the pool and the targets share a user id, a person, or a target's answer.
 
@@ -138,7 +159,8 @@ def check_disjoint(pool: Sequence[User], targets: Sequence[User], *, rule: Perso
         raise DataError(
             f"pool ({len(pool)} users) and targets ({len(targets)}) are not different people: got "
             f"{'; '.join(_leak_lines(leaks))}; wanted none, because a bank trained on them has seen the answers; "
-            f"leave the {len(leaks.pool_users)} pool users out (drop_leaks), or build the split again"
+            f"leave the {len(leaks.pool_users)} pool users out (`mta run --drop-leaks` does), or build the split again "
+            "(`mta data split`)"
         )
 
 
@@ -189,8 +211,8 @@ def build_split(
 
     Targets are people: one record each, drawn among the person's records that have the wanted history
     length and at least one query with a gold answer. The person's other records go to neither side;
-    pool users who hold a target's answer are left out as well. The draw does not depend on the order of
-    `users`; both sides keep that order.
+    pool users who hold a target's answer are left out as well, and so are questions without a gold answer. The
+    draw does not depend on the order of `users`; both sides keep that order.
 
     Args:
         users: records to split; user ids must differ.
@@ -212,12 +234,15 @@ def build_split(
             "wanted 1 <= history_length <= max_history_length and count >= 1"
         )
     _refuse_repeated_ids(users)
+    asked = sum(len(user.queries) for user in users)
+    users = [replace(user, queries=tuple(query for query in user.queries if query.gold is not None)) for user in users]
+    open_questions = asked - sum(len(user.queries) for user in users)
     groups = group_records(users, rule=rule)
     eligible = [_eligible(users, group, history_length, longest) for group in groups]
     chosen = _draw([ids for ids in eligible if ids], count=count, seed=seed)
     if len(chosen) < count:
         raise DataError(_too_few(users, len(chosen), count, history_length, longest))
-    return _split(users, groups, chosen, rule, eligible_people=sum(map(bool, eligible)))
+    return _split(users, groups, chosen, rule, eligible_people=sum(map(bool, eligible)), open_questions=open_questions)
 
 
 def _refuse_repeated_ids(users: Sequence[User]) -> None:
@@ -229,8 +254,7 @@ def _eligible(users: Sequence[User], group: Sequence[int], shortest: int, longes
     return sorted(
         users[index].user_id
         for index in group
-        if shortest <= len(users[index].history) <= longest
-        and any(query.gold is not None for query in users[index].queries)
+        if shortest <= len(users[index].history) <= longest and users[index].queries
     )
 
 
@@ -252,7 +276,13 @@ def _too_few(users: Sequence[User], found: int, count: int, shortest: int, longe
 
 
 def _split(
-    users: Sequence[User], groups: Sequence[Sequence[int]], chosen: set[str], rule: PersonRule, *, eligible_people: int
+    users: Sequence[User],
+    groups: Sequence[Sequence[int]],
+    chosen: set[str],
+    rule: PersonRule,
+    *,
+    eligible_people: int,
+    open_questions: int,
 ) -> Split:
     theirs = {i for group in groups if any(users[j].user_id in chosen for j in group) for i in group}
     targets = tuple(user for user in users if user.user_id in chosen)
@@ -272,5 +302,6 @@ def _split(
         pool_people=len(group_records(pool, rule=rule)),
         dropped_siblings=len(theirs) - len(targets),
         dropped_seen=len(leaks.pool_users),
+        dropped_questions=open_questions,
     )
     return Split(tuple(pool), targets, report)
