@@ -75,7 +75,7 @@ def test_min_history_is_exclusive_and_the_dropped_cluster_is_reported() -> None:
 
 
 def test_no_anchor_at_all_says_what_to_lower() -> None:
-    with pytest.raises(ConfigError, match=r"longest history in the pool has 10.*more than 10.*lower min_history"):
+    with pytest.raises(ConfigError, match=r"longest history in the pool has 10.*more than 10.*lower --min-history"):
         select(blobs([4, 4])[0], [10] * 8, bank_size=2)
 
 

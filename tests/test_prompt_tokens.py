@@ -145,7 +145,7 @@ def test_room_is_kept_for_the_answer_to_come(reserve: int) -> None:
 
 
 def test_an_answer_that_cannot_fit_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"more than 64 tokens \(102 of them the answer\); raise max_tokens"):
+    with pytest.raises(DataError, match=r"more than 64 tokens \(102 of them the answer\); raise --max-tokens"):
         TOKENS.row(PROMPT, "y" * 100, replace(PLAIN, max_tokens=64))
     with pytest.raises(DataError, match="the model takes 90"):
         PromptTokenizer(TOKENIZER, context=90).row(PROMPT, "y" * 100, PLAIN)

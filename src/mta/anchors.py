@@ -100,7 +100,7 @@ def select_anchors(
     if not anchors:
         raise ConfigError(
             f"no anchor left: the longest history in the pool has {max(history_sizes)} items, and an anchor needs "
-            f"more than {config.min_history}; lower min_history or give a pool with longer histories"
+            f"more than {config.min_history}; lower --min-history or give a pool with longer histories"
         )
     if dropped:
         logger.info("anchors: %d clusters asked, %d kept", config.bank_size, len(anchors))
@@ -161,7 +161,7 @@ def _check_pool(vectors: Tensor, history_sizes: Sequence[int], user_ids: Sequenc
     if config.bank_size > count:
         raise ConfigError(
             f"bank_size asks for {config.bank_size} clusters, but the pool has {count} users; "
-            "lower bank_size or give a larger pool"
+            "lower --bank-size or give a larger pool"
         )
     seen: set[str] = set()
     for index, user_id in enumerate(user_ids):

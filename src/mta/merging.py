@@ -91,7 +91,7 @@ def match_anchors(
     if top_k > len(anchor_ids):
         raise ConfigError(
             f"top_k is {top_k} but the bank has {len(anchor_ids)} anchors; "
-            f"lower it to at most {len(anchor_ids)} or build a larger bank"
+            f"lower --top-k to at most {len(anchor_ids)} or build a larger bank"
         )
     matches = []
     for user_id, row in zip(user_ids, similarities, strict=True):

@@ -64,7 +64,7 @@ class PromptTokenizer:
         if fitted is None:
             raise DataError(
                 f"a prompt's instruction and answer alone need more than {limit} tokens "
-                f"({len(answer_ids)} of them the answer); raise max_tokens (the model takes {self.context}) "
+                f"({len(answer_ids)} of them the answer); raise --max-tokens (the model takes {self.context}) "
                 "or shorten the record"
             )
         return TokenRow(self.prompt_ids(fitted, config), answer_ids, cut_words)

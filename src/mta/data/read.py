@@ -128,12 +128,12 @@ def _first_record(text: str, path: Path) -> Any:
 def _refuse_useless(found: str, golds: Path | None, queries_per_user: int) -> None:
     if golds is not None and found == "jsonl":
         raise ConfigError(
-            f"golds={golds} has no use with the jsonl format: there the output is in the line; leave it out"
+            f"golds={golds} has no use with the jsonl format: there the output is in the line; leave --golds out"
         )
     if queries_per_user and found != "jsonl":
         raise ConfigError(
             f"queries_per_user={queries_per_user} has no use with the {found} format, which has queries of its own; "
-            "leave it out"
+            "leave --queries-per-user out"
         )
 
 
