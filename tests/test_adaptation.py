@@ -92,7 +92,7 @@ def test_users_who_cannot_be_adapted_are_named_with_the_reason(base, tmp_path) -
     prompts = PromptConfig(history_k=0, max_tokens=1024, template="plain")
     found = adapt(users, tmp_path, base, task=get_task("lamp-1"), prompts=prompts)
     assert list(found.adapters) == ["bob"]
-    assert found.skipped == {"ann": "no training example in 3 items"}
+    assert found.skipped == {"ann": "no training example in the history"}
 
 
 def test_a_diverged_user_is_named_and_the_others_are_kept(base, tmp_path, caplog) -> None:

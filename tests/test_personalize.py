@@ -316,7 +316,7 @@ def test_a_user_without_training_pairs_is_merged_only_and_says_why(base, tmp_pat
     rows = tuple(HistoryItem(str(n), {"title": f"a title {n}", "abstract": "some"}) for n in range(3))
     have = resources(base, bank, tmp_path, task=get_task("lamp-1"), prompts=replace(PROMPTS, max_tokens=2048))
     found = personalize_users([User("ann", rows)], have).users["ann"]
-    assert found.note == "no training example in 3 items"
+    assert found.note == "no training example in the history"
     assert (found.updates, found.adapter_bytes) == (0, 0)
     assert found.match is not None
     merged = merge_cat([bank.adapter(name) for name in found.match.anchor_ids], found.match.weights)

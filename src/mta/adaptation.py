@@ -67,7 +67,7 @@ def adapt_users(
         for name, rows in data.items()
         if rows.rows
     ]
-    skipped = {name: f"no training example in {rows.skipped} items" for name, rows in data.items() if not rows.rows}
+    skipped = {name: "no training example in the history" for name, rows in data.items() if not rows.rows}
     with progress("adaptation") as step:
         trained = train_and_store(
             base, jobs, folder, engine=engine, on_progress=lambda p: step(p.updates, p.total_updates)

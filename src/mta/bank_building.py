@@ -31,7 +31,7 @@ from mta.bank import (
 from mta.base_model import BaseModel
 from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
 from mta.encoders import Encoder, document_vectors, embed_users
-from mta.errors import BankError, ConfigError, DataError
+from mta.errors import AdapterError, BankError, ConfigError, DataError
 from mta.files import sha256_json
 from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
@@ -93,6 +93,7 @@ def build_bank(
         ConfigError: the folder holds a bank of another task or base model, the bank size does not fit the pool, or
             fewer than `min_anchors` are kept.
         DataError: no anchor has training examples.
+        AdapterError: the population adapter beneath diverged.
     """
     engine = engine or EngineConfig()
     _refuse_other_bank(folder, task, base)
@@ -241,12 +242,23 @@ def train_population(
     held_out: Sequence[TokenRow] = (),
     progress: Progress = silent,
 ) -> TrainedSet:
-    """Train one adapter on the rows of many users together; resumable like any other training."""
+    """Train one adapter on the rows of many users together; resumable like any other training.
+
+    Raises:
+        AdapterError: the training diverged.
+    """
     job = TrainJob(POPULATION_JOB, tuple(rows), train, held_out=tuple(held_out))
     with progress("population training") as step:
-        return train_and_store(
+        trained = train_and_store(
             base, [job], folder, engine=engine, on_progress=lambda p: step(p.updates, p.total_updates)
         )
+    note = trained.adapters[POPULATION_JOB].note
+    if note.diverged:
+        raise AdapterError(
+            f"the population adapter diverged after {note.updates} updates at learning rate {train.lr}: its gradients "
+            "were no finite numbers; lower the learning rate of the bank (--bank-lr)"
+        )
+    return trained
 
 
 def _assemble(

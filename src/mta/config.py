@@ -231,7 +231,15 @@ class BankConfig:
     """First train one adapter on all pool users and train the anchors on top of it, so that they learn only what
     differs from it."""
     population_train: TrainConfig = field(default_factory=TrainConfig)
-    """Training of that population adapter; its rank and targets may differ from the anchors'."""
+    """Training of that population adapter; its rank may differ from the anchors', its targets must be among theirs."""
+
+    def __post_init__(self) -> None:
+        wider = sorted(set(self.population_train.target_modules) - set(self.train.target_modules))
+        _require(
+            not (self.population_beneath and wider),
+            f"population_train.target_modules has {', '.join(wider)}, which train.target_modules has not; anchors "
+            "lie on the population adapter, so give them these targets too",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,10 +195,11 @@ def _squared_error(predictions: Sequence[str], golds: Sequence[str], labels: Seq
 
 
 @functools.lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
-    from rouge_score import rouge_scorer  # pulls in nltk, which a task with labels never needs
+def rouge_scorer() -> Any:
+    """Return the scorer of the official metrics: ROUGE-1 and ROUGE-L without a stemmer."""
+    from rouge_score.rouge_scorer import RougeScorer  # pulls in nltk, which a task with labels never needs
 
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 
 
 def _rouge(kind: str, predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str]) -> Array:
@@ -207,7 +208,7 @@ def _rouge(kind: str, predictions: Sequence[str], golds: Sequence[str], labels: 
     The official script reports the middle of a random bootstrap over queries; the plain mean used here
     differs from it by that resampling noise only.
     """
-    scorer = _rouge_scorer()
+    scorer = rouge_scorer()
     return _with_count([scorer.score(gold, text)[kind].fmeasure for text, gold in zip(predictions, golds, strict=True)])
 
 

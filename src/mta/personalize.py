@@ -97,6 +97,8 @@ class PersonalizedUsers:
     users: Mapping[str, Personalized]
     train_seconds: float = 0.0
     """Wall time of the training done for these users."""
+    cut_rows: int = 0
+    """Training prompts of theirs that were cut to fit."""
 
 
 def personalize_users(
@@ -121,7 +123,9 @@ def personalize_users(
     beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
     own = _adapt(users, resources, beneath, name) if adapted else Adaptation({}, {}, 0, 0.0)
     return PersonalizedUsers(
-        {user.user_id: _personalized(user, resources, matches, beneath, own) for user in users}, own.seconds
+        {user.user_id: _personalized(user, resources, matches, beneath, own) for user in users},
+        own.seconds,
+        own.cut_rows,
     )
 
 

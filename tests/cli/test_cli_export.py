@@ -64,7 +64,7 @@ def test_linear_merge_of_a_run_is_exported_as_linear(films: Any, tmp_path: Path)
 
 def test_method_that_was_not_run_is_refused(finished_run: Path, tmp_path: Path) -> None:
     message = refused("export", finished_run, "--user", "dan", "--method", "adapt-only", "--out", tmp_path / "peft")
-    assert "no adapt-only adapter of user 'dan'" in message
+    assert "has no adapt-only adapters on record (adapt-only.json), only those of: mta" in message
     assert not (tmp_path / "peft").exists()
 
 

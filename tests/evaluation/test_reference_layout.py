@@ -16,7 +16,7 @@ from mta.config import AnchorConfig, BankConfig, MatchConfig, PromptConfig, Trai
 from mta.data.personas import write_personas
 from mta.data.processed import read_processed
 from mta.data.read import read_users
-from mta.errors import BankError, ConfigError, DataError, MtaError
+from mta.errors import AdapterError, BankError, ConfigError, DataError, MtaError
 from mta.evaluation.reference_layout import write_reference_layout
 from mta.evaluation.run import RunConfig, run
 from mta.files import read_json, safe_name
@@ -323,7 +323,7 @@ def test_files_of_other_tasks_and_of_the_user_are_left_alone(finished: Finished,
 
 
 def test_a_method_without_anchors_is_refused(finished: Finished, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="choose one of mta, mta-linear"):
+    with pytest.raises(ConfigError, match="choose one of merged-only, merged-only-linear, mta, mta-linear"):
         finished.write(tmp_path, method="base")
 
 
@@ -336,7 +336,7 @@ def test_an_unfinished_run_is_refused(finished: Finished, tmp_path: Path, missin
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "matches.json", "predictions/mta.json"])
+@pytest.mark.parametrize("name", ["config.json", "matches.json", "predictions/mta.json", "adapters/mta.json"])
 @pytest.mark.parametrize("content", ["[]", "{}", '[{"user_id": "17"}]', '{"config": {"task_id": "lamp-2"}}', "7", "{"])
 def test_a_damaged_file_of_the_run_is_a_clear_error(
     finished: Finished, tmp_path: Path, name: str, content: str
@@ -350,6 +350,10 @@ def test_a_damaged_file_of_the_run_is_a_clear_error(
 def test_adapters_that_did_not_give_the_answers_are_refused(finished: Finished, tmp_path: Path) -> None:
     folder = finished.copy(tmp_path / "run")
     shutil.copy(folder / "adapters/mta-linear/17.safetensors", folder / "adapters/mta/17.safetensors")
+    with pytest.raises(AdapterError, match="other settings or data than recorded"):
+        finished.write(tmp_path / "out", folder=folder)
+    shutil.copytree(folder / "adapters/mta-linear", folder / "adapters/mta", dirs_exist_ok=True)
+    shutil.copy(folder / "adapters/mta-linear.json", folder / "adapters/mta.json")
     with pytest.raises(DataError, match="was not made from the adapters"):
         finished.write(tmp_path / "out", folder=folder)
 

@@ -122,7 +122,7 @@ def test_every_method_that_means_something_is_scored_on_every_query(first: RunRe
     assert {(row["user_id"], row["query_id"]) for row in rows} == set(golds)
     assert all(row["gold"] == golds[row["user_id"], row["query_id"]] for row in rows)
     assert {(pair["a"], pair["b"]) for pair in scores["comparisons"]} == {
-        ("mta", other) for other in ("base", "population", "adapt-only", "merged-only")
+        ("mta", other) for other in ("base", "majority", "nearest", "population", "adapt-only", "merged-only")
     }
 
 
@@ -353,8 +353,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert "unknown task" in refused(*world(), tmp_path, replace(CONFIG, task_id="lamp-9"))
     small = replace(CONFIG, bank=replace(CONFIG.bank, anchors=replace(CONFIG.bank.anchors, bank_size=7)))
     assert "bank_size asks for 7 clusters, but the pool has 6 users" in refused(*world(), tmp_path, small)
-    greedy = replace(CONFIG, match=replace(CONFIG.match, top_k=4))
-    assert "top_k is 4 but the bank will have at most 3 anchors" in refused(*world(), tmp_path, greedy)
+    for top_k in (0, 4):
+        message = refused(*world(), tmp_path, replace(CONFIG, top_k=top_k))
+        assert f"top_k is {top_k} but the bank will have at most 3 anchors" in message
+    narrow = replace(CONFIG, adapt=replace(CONFIG.adapt, target_modules=("v_proj",)))
+    assert "which change q_proj, but adapt.target_modules is v_proj" in refused(*world(), tmp_path, narrow)
 
 
 @pytest.mark.parametrize("task_id", TASKS)

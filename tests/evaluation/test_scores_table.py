@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 
+from mta.baselines.methods import PARTS
+from mta.baselines.simple import CONTROLS as SIMPLE_CONTROLS
 from mta.errors import DataError, NotFound
-from mta.evaluation.scores import MethodRecord, best_methods, build_scores, check_scores, finite, shown_metrics
+from mta.evaluation.report import comparability, render_report
+from mta.evaluation.scores import (
+    CONTROLS,
+    MethodRecord,
+    best_methods,
+    build_scores,
+    check_scores,
+    finite,
+    shown_metrics,
+)
 from mta.evaluation.table import (
     comparison_rows,
     csv_table,
@@ -18,6 +29,7 @@ from mta.evaluation.table import (
     format_score,
     markdown_comparisons,
     markdown_table,
+    method_notes,
 )
 from mta.files import read_json, write_json
 from mta.records import Prediction
@@ -49,7 +61,8 @@ def test_scores_have_the_form_of_the_file(tmp_path: Any) -> None:
     assert (scores["people"], scores["queries"], scores["seeds"]) == (3, 6, [42])
     mta = scores["methods"]["mta"]
     assert set(mta) == {
-        *("metrics", "ci95", "updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds")
+        *("metrics", "ci95", "updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds"),
+        *("cut_prompts", "cut_training_prompts", "not_adapted"),
     }
     assert set(mta["metrics"]) == set(mta["ci95"]) == {"accuracy", "macro_f1", "label_accuracy", "nll"}
     assert mta["metrics"]["accuracy"] == pytest.approx(5 / 6)
@@ -123,6 +136,7 @@ def test_what_is_no_scores_file(value: Any, message: str) -> None:
         ({"methods": {"mta": {"metrics": {}, "ci95": []}, "x": 3}}, "method 'x' has no 'metrics'"),
         ({"methods": {"mta": {"metrics": {}, "ci95": [1]}}}, "'ci95' of method 'mta' is not an object"),
         ({"methods": {"mta": {"metrics": {}, "ci95": {"mae": [1]}}}}, r"interval of 'mae' of method 'mta' is \[1\]"),
+        ({"methods": {"mta": {"metrics": {}, "not_adapted": [3]}}}, "'not_adapted' of method 'mta' is not an object"),
         ({"comparisons": [3]}, "'comparisons' is not a list of objects"),
         ({"comparisons": [{"a": "x", "b": "y", "ci95": "no"}]}, "the difference 'x' - 'y' is 'no'"),
     ],
@@ -142,6 +156,33 @@ def test_markdown_table() -> None:
     assert lines[5].split(" | ")[4:6] == ["–", "–"]
     assert lines[6].rstrip(" |").split(" | ")[5:] == ["6", "1.9 MB", "5 min", "–"]
     assert "resamples people" in lines[-1]
+
+
+def test_who_was_not_adapted_and_what_was_cut_stands_below_the_table() -> None:
+    scores = three_methods()
+    assert method_notes(scores) == []
+    scores["methods"]["mta"] |= {"not_adapted": {"training diverged": 3}, "cut_prompts": 1, "cut_training_prompts": 12}
+    scores["methods"]["base"] |= {"not_adapted": {}, "cut_prompts": 1200, "cut_training_prompts": 0}
+    scores["methods"]["adapt-only"] = {"metrics": {}, "not_adapted": {"no training example": 1, "training diverged": 2}}
+    del scores["methods"]["majority"]["not_adapted"]  # as in files of earlier versions
+    notes = [
+        "Not adapted: mta 3 users (training diverged); "
+        "adapt-only 3 users (no training example: 1, training diverged: 2).",
+        "Prompts cut to fit the model: base 1,200 in answering; mta 1 in answering and 12 in training.",
+    ]
+    assert method_notes(scores) == notes
+    assert [line for line in markdown_table(scores).splitlines() if line][-2:] == notes
+    page = render_report(scores=[scores], run_card={})
+    assert all(note in page for note in notes)
+
+
+def test_every_simple_control_is_a_control_of_the_report() -> None:
+    assert set(SIMPLE_CONTROLS) < set(CONTROLS)
+    assert {"base", "population"} < set(CONTROLS)
+    assert not set(PARTS) & set(CONTROLS)
+    records = [record(name, "ab") for name in ("base", "lead", "mta")]
+    scores = build_scores("lamp-4", records, base="b", seeds=[1], metrics=["accuracy"], labels=LABELS)
+    assert "Controls in the table: base, lead." in comparability(scores)
 
 
 def test_names_cannot_break_a_markdown_table() -> None:

@@ -1,13 +1,14 @@
 """Every method by its name in the tables. A method is one function `(users, resources) -> PersonalizedUsers`.
 
-Controls that use no model are in `baselines.simple`. A new rival is one function here or in a file of its own, and one
-line in `METHODS`.
+Merge-then-adapt and what is left of it without one part are rows of `PARTS`; whoever keeps, restores or writes adapters
+asks that table. Controls that use no model are in `baselines.simple`. A new rival is one function here or in a file of
+its own, and one line in `METHODS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from mta.baselines.population import population
@@ -19,6 +20,34 @@ from mta.records import User
 Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a method puts on top of the base model."""
+
+    merged: bool = True
+    """The user's nearest anchors, merged."""
+    adapted: bool = True
+    """An adapter trained on the user's own examples."""
+    linear: bool = False
+    """Factors are mixed one by one, as in the authors' code, whatever merge is asked for."""
+
+    def merging(self, asked: MergeConfig) -> MergeConfig:
+        """Return how this method merges where `asked` is asked for."""
+        return replace(asked, mode="linear") if self.linear else asked
+
+
+PARTS: Mapping[str, Parts] = MappingProxyType(
+    {
+        "merged-only": Parts(adapted=False),
+        "merged-only-linear": Parts(adapted=False, linear=True),
+        "adapt-only": Parts(merged=False),
+        "mta": Parts(),
+        "mta-linear": Parts(linear=True),
+    }
+)
+"""Merge-then-adapt, whole and in parts."""
+
+
 def base_model(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
     """The bare base model with the same prompts."""
     render = renderer(resources.task, resources.prompts)
@@ -27,44 +56,19 @@ def base_model(users: Sequence[User], resources: Resources) -> PersonalizedUsers
     )
 
 
-def merged_only(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """The merged anchors without adaptation."""
-    return personalize_users(users, resources, adapted=False)
+def _of_parts(name: str, parts: Parts) -> Method:
+    def method(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+        asked = replace(resources, merge=parts.merging(resources.merge))
+        return personalize_users(users, asked, merged=parts.merged, adapted=parts.adapted, name=name)
 
-
-def adapt_only(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """The user's own adapter on the bare base model."""
-    return personalize_users(users, resources, merged=False, name="adapt-only")
-
-
-def mta(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """Merge, then adapt: the whole method, with the merge the resources ask for."""
-    return personalize_users(users, resources, name="mta")
-
-
-def merged_only_linear(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """`merged_only` with factors mixed one by one, as in the authors' code."""
-    return merged_only(users, _linear(resources))
-
-
-def mta_linear(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """`mta` with factors mixed one by one, as in the authors' code."""
-    return personalize_users(users, _linear(resources), name="mta-linear")
-
-
-def _linear(resources: Resources) -> Resources:
-    return replace(resources, merge=MergeConfig(mode="linear", scale=resources.merge.scale))
+    return method
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "base": base_model,
         "population": population,
-        "merged-only": merged_only,
-        "merged-only-linear": merged_only_linear,
-        "adapt-only": adapt_only,
-        "mta": mta,
-        "mta-linear": mta_linear,
+        **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
     }
 )
 

@@ -1,6 +1,8 @@
 """The control that tells task from taste: one adapter for everybody, from the anchors' data and as many tokens.
 
-A gain over the base model that this adapter gives too is not personalization.
+A gain over the base model that this adapter gives too is not personalization. Where the bank's anchors lie on a
+population adapter of their own (`BankConfig.population_beneath`), methods that merge them rest on its training over the
+whole pool as well; this control does not get those tokens, and the run card says so.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
+        AdapterError: the training diverged.
     """
     bank = resources.need_bank()
     pool = {user.user_id: user for user in resources.pool}
@@ -38,13 +41,11 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
         )
     anchors = replace(bank.config.train, held_out_share=0.0)
     train = replace(bank.config.population_train, held_out_share=0.0, min_updates=0, max_updates=0)
-    rows = [
-        row
+    data = [
+        user_rows(resources.base.tokens, bank.task, pool[name], train=anchors, prompts=resources.prompts)
         for name in bank.anchor_ids
-        for row in user_rows(
-            resources.base.tokens, bank.task, pool[name], train=anchors, prompts=resources.prompts
-        ).rows
     ]
+    rows = [row for made in data for row in made.rows]
     tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
     trained = train_population(
         resources.base,
@@ -58,7 +59,7 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
     adapter = stack_recipes([shared])
     render = renderer(resources.task, resources.prompts)
     people = {user.user_id: Personalized(user, resources.task, adapter, render, resources.prompts) for user in users}
-    return PersonalizedUsers(people, trained.seconds)
+    return PersonalizedUsers(people, trained.seconds, sum(made.cut_rows for made in data))
 
 
 def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:

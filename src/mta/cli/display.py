@@ -56,25 +56,30 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     from mta.evaluation.scores import shown_metrics
     from mta.evaluation.table import (
         COST_TITLES,
+        MERGES_APART,
         format_cost,
         markdown_comparisons,
         markdown_table,
+        method_notes,
         metric_title,
         reading_line,
         run_line,
         shown_costs,
     )
 
+    apart = scores.get("run", {}).get(MERGES_APART)
+    merges = [f"{MERGES_APART}: {apart}"] if apart else []
     if not sys.stdout.isatty():
-        typer.echo(markdown_table(scores))
-        typer.echo(markdown_comparisons(scores))
+        for part in (markdown_table(scores), markdown_comparisons(scores), *merges):
+            typer.echo(part)
         return
     metrics, costs, methods = shown_metrics(scores), shown_costs(scores), scores["methods"].items()
     rows = [[name, *(_score(method, metric) for metric in metrics)] for name, method in methods]
     show_table(["method", *map(metric_title, metrics)], rows, title=run_line(scores))
     rows = [[name, *(format_cost(cost, method.get(cost)) for cost in costs)] for name, method in methods]
     show_table(["method", *(COST_TITLES[cost] for cost in costs)], rows)
-    typer.echo(reading_line(scores).split(" Bold:")[0])
+    for line in (reading_line(scores).split(" Bold:")[0], *method_notes(scores), *merges):
+        typer.echo(line)
 
 
 def _score(method: Mapping[str, Any], metric: str) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from mta.cli import options
 from mta.cli.command import command
+from mta.cli.display import note
 
 
 def register(app: typer.Typer) -> None:
@@ -38,11 +39,14 @@ def export(
     out: options.Out,
     to: Annotated[Literal["peft"], typer.Option("--to", help="Format of the adapter.")] = "peft",
     method: Annotated[
-        Literal["mta", "merged-only", "adapt-only"], typer.Option("--method", help="Which adapter of the user.")
+        str, typer.Option("--method", help="A method of the run that uses anchors or the user's own adapter.")
     ] = "mta",
 ) -> None:
     """Write a user's whole adapter, merged anchors and own part, as one plain LoRA."""
     from mta.evaluation.export import export_user
 
-    adapter = export_user(run, user, out, method=method)
+    found = export_user(run, user, out, method=method)
+    adapter = found.adapter
+    if found.note:
+        note(f"{user} was not adapted ({found.note}): these are the merged anchors alone, as in the run")
     typer.echo(f"{user}: rank {adapter.rank}, {adapter.parameters:,} values, {to} format, in {out}")

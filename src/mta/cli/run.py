@@ -75,11 +75,8 @@ def run(
     found = get_task(task)
     names = tuple(method or DEFAULT_METHODS)
     methods_for(found, names)
-    if layout and LAYOUT_METHOD not in names:
-        raise ConfigError(
-            f"--layout writes the files of method {LAYOUT_METHOD!r}, which is not among {', '.join(names)}; "
-            f"add --method {LAYOUT_METHOD}"
-        )
+    _check_layout(layout, names)
+    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     served = load_users(
         targets,
         found,
@@ -89,11 +86,10 @@ def run(
         queries_per_user=queries_per_user,
     )
     source = load_users(pool, found, skip_malformed=skip_malformed)
-    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     served = _capped(served, users, "target users", notes)
-    source = _capped(
-        _without_leaks(source, served, found, notes) if drop_leaks else source, pool_users, "pool users", notes
-    )
+    if drop_leaks:
+        source = _without_leaks(source, served, found, notes)
+    source = _capped(source, pool_users, "pool users", notes)
     folder = out or Path("runs") / f"{found.task_id}-{safe_name(Path(base).name)}"
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
@@ -109,6 +105,14 @@ def run(
     else:
         show_scores(result.scores)
         typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _check_layout(layout: str | None, names: Sequence[str]) -> None:
+    if layout and LAYOUT_METHOD not in names:
+        raise ConfigError(
+            f"--layout writes the files of method {LAYOUT_METHOD!r}, which is not among {', '.join(names)}; "
+            f"add --method {LAYOUT_METHOD}"
+        )
 
 
 def _capped(users: list[User], most: int, what: str, notes: dict[str, Any]) -> list[User]:

@@ -88,7 +88,7 @@ class Plan:
             device=device,
             dtype=dtype,
             bank=self.bank,
-            match=self.match,
+            top_k=self.match.top_k,
             merge=self.merge,
             adapt=self.adapt,
             methods=methods,

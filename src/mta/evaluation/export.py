@@ -1,56 +1,77 @@
 """One user's whole adapter out of a run folder, as a plain LoRA that other tools read.
 
 Example:
-    >>> export_user(Path("runs/demo"), "target-000", Path("target-000-peft"))
+    >>> export_user(Path("runs/demo"), "target-000", Path("target-000-peft")).adapter.rank
+    20
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mta.bank import Bank, load_bank
+from mta.baselines.methods import PARTS
 from mta.errors import NotFound, unknown_name
-from mta.evaluation.restore import MERGED, STORED, AdapterSettings, read_settings, stored_adapter
+from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
 from mta.lora.adapter import Adapter, cat
 from mta.lora.peft_format import write_peft
 from mta.personalize import merged_recipe
 
-METHODS = ("mta", "merged-only", "adapt-only")
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A user's whole adapter."""
+
+    adapter: Adapter
+    note: str
+    """Why the user's own part is missing, or ""."""
 
 
-def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -> Adapter:
-    """Write one user's whole adapter as a PEFT folder and return it.
+def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -> Exported:
+    """Write one user's whole adapter, the one the run answered with, as a PEFT folder and return it.
 
     Args:
         run: folder of a run.
         user_id: one of the run's target users.
         folder: where the PEFT files go.
-        method: "mta", "merged-only" or "adapt-only".
+        method: one of `PARTS` that the run has answered with. The merged anchors beneath adapters of "mta" are there as
+            "merged-only" too.
 
     Raises:
         NotFound: no such user or method, or the user has no adapter there.
-        AdapterError: the adapter is damaged, or of another base model than the bank.
-        BankError: the bank is damaged.
+        DataError: the run did not answer with this method, or its record is damaged.
+        AdapterError: the adapter is damaged, not the one the run answered with, or of another base model than the bank.
+        BankError: the bank is damaged, or not the one the run answered with.
     """
     bank = load_bank(run / "bank")
-    adapter = whole_adapter(run, user_id, bank=bank, method=method)
-    write_peft(adapter, folder, base_model=bank.base_name)
-    return adapter
+    found = whole_adapter(run, user_id, bank=bank, method=method)
+    write_peft(found.adapter, folder, base_model=bank.base_name)
+    return found
 
 
-def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -> Adapter:
+def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -> Exported:
     """Rebuild everything a user has on top of the base model from a run folder; see `export_user`."""
-    if method not in METHODS:
-        raise unknown_name("method to export", method, METHODS)
-    settings = read_settings(run / "adapters", method)
-    parts = [merged_recipe(settings.match(user_id), bank, settings.merge).make()] if method in MERGED else []
-    if method in STORED:
-        parts += _own(run, user_id, method, settings, bank)
-    if not parts:
-        raise NotFound(f"user {user_id!r} has no {method} adapter in {run}; export merged-only instead")
-    return cat(parts)
+    if method not in PARTS:
+        raise unknown_name("method to export", method, PARTS)
+    adapters, parts = run / "adapters", PARTS[method]
+    settings = _settings(adapters, method)
+    found: list[Adapter] = []
+    if parts.merged:
+        settings.check_bank(bank, adapters)
+        found.append(merged_recipe(settings.match(user_id), bank, settings.merge).make())
+    if parts.adapted:
+        own = stored_adapter(adapters, user_id, method, settings, base_fingerprint=bank.base_fingerprint)
+        found += [own] if own else []
+    note = settings.skipped.get(user_id, "") if parts.adapted else ""
+    if not found:
+        raise NotFound(f"user {user_id!r} has no {method} adapter in {run}: {note}; export merged-only instead")
+    return Exported(cat(found), note)
 
 
-def _own(run: Path, user_id: str, method: str, settings: AdapterSettings, bank: Bank) -> list[Adapter]:
-    own = stored_adapter(run / "adapters", user_id, method, settings, base_fingerprint=bank.base_fingerprint)
-    return [own] if own else []
+def _settings(adapters: Path, method: str) -> AdapterSettings:
+    """Read a method's record; one that only merges may have that of the method that adapts on top of the same merge."""
+    parts = PARTS[method]
+    alike = [name for name, other in PARTS.items() if (other.merged, other.linear) == (parts.merged, parts.linear)]
+    names = [method] if parts.adapted else [method, *alike]
+    return read_settings(adapters, next((name for name in names if (adapters / f"{name}.json").exists()), method))

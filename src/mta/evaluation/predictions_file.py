@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from mta.data.checks import describe, first_few, is_number
 from mta.data.lamp import read_golds
-from mta.errors import DataError
+from mta.errors import DataError, ModelError
 from mta.files import read_jsonl, read_text, write_jsonl
 from mta.records import Prediction
 
@@ -27,8 +28,30 @@ OFFICIAL_METHOD = "predictions"
 
 
 def write_predictions(path: Path, methods: Mapping[str, Sequence[Prediction]]) -> None:
-    """Write the answers of several methods, one JSON object a line, atomically."""
+    """Write the answers of several methods, one JSON object a line, atomically.
+
+    Raises:
+        ModelError: a score is not finite.
+    """
+    for name, rows in methods.items():
+        require_finite(name, rows)
     write_jsonl(path, [{"method": name, **asdict(row)} for name, rows in methods.items() for row in rows])
+
+
+def require_finite(method: str, rows: Sequence[Prediction]) -> None:
+    """Check that the likelihoods and label scores of a method's answers are finite numbers.
+
+    Raises:
+        ModelError: one is not; the message names the method and the user.
+    """
+    for row in rows:
+        values = [*row.label_scores.values(), *(() if row.nll is None else (row.nll,))]
+        if not all(map(math.isfinite, values)):
+            raise ModelError(
+                f"method {method!r} gave user {row.user_id!r} scores that are not finite (query {row.query_id!r}, the "
+                f"true answer's nll is {row.nll}): the numbers are too large for the model; lower the scale of the "
+                "merge or the learning rate, or use dtype float32"
+            )
 
 
 def read_predictions(path: Path, *, golds: Path | None = None) -> dict[str, list[Prediction]]:

@@ -104,7 +104,7 @@ def write_reference_layout(
         pool: the pool users of the run, for the anchors' records.
         targets: the target users of the run.
         base: the base model of the run, in the run's dtype.
-        method: which method's adapters and answers, one of `KINDS`.
+        method: which method's adapters and answers, one of `reference_run.WRITABLE`.
 
     Returns:
         Every file written.

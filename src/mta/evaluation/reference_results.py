@@ -16,7 +16,7 @@ from typing import Any
 
 from mta.config import MergeConfig
 from mta.merging import Match
-from mta.metrics import parse_rating, score
+from mta.metrics import parse_rating, rouge_scorer, score
 from mta.records import Prediction
 from mta.tasks.task import Task
 
@@ -201,9 +201,7 @@ def _share_exact(rows: Sequence[Prediction]) -> float:
 
 def _rouge(texts: Sequence[str], golds: Sequence[str]) -> dict[str, dict[str, float]]:
     """Mean precision, recall and F of each kind, without a stemmer, as the official metrics."""
-    from rouge_score import rouge_scorer  # pulls in nltk, which a task with labels never needs
-
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    scorer = rouge_scorer()
     scores = [scorer.score(gold.strip(), text.strip()) for text, gold in zip(texts, golds, strict=True)]
     return {
         kind: {part: sum(getattr(found[kind], part) for found in scores) / len(scores) for part in ROUGE_PARTS}

@@ -10,43 +10,27 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from mta.adapter_files import load_adapter
 from mta.bank import Bank, history_fingerprint, load_bank
 from mta.base_model import BaseModel
-from mta.config import MergeConfig, PromptConfig, TrainConfig, from_dict
+from mta.baselines.methods import PARTS
+from mta.config import MergeConfig, PromptConfig, from_dict
 from mta.errors import ConfigError, DataError
+from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
 from mta.evaluation.run import RunConfig, predictions_fingerprint
-from mta.files import read_json, safe_name
+from mta.files import read_json
 from mta.lora.adapter import Recipe
 from mta.merging import Match
-from mta.personalize import Personalized, PersonalizedUsers, Resources, merged_recipe, renderer, stack_recipes
+from mta.personalize import Personalized, PersonalizedUsers, merged_recipe, renderer, stack_recipes
 from mta.records import Prediction, User
 from mta.tasks import get_task
 from mta.tasks.task import Task
 
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How a method makes use of anchors and adapters."""
-
-    linear: bool
-    adapted: bool
-
-
-KINDS: Mapping[str, _Kind] = MappingProxyType(
-    {
-        "mta": _Kind(linear=False, adapted=True),
-        "mta-linear": _Kind(linear=True, adapted=True),
-        "merged-only": _Kind(linear=False, adapted=False),
-        "merged-only-linear": _Kind(linear=True, adapted=False),
-    }
-)
+WRITABLE = tuple(name for name, parts in PARTS.items() if parts.merged)
 """Methods that can be written in this layout: those that merge anchors."""
 
 
@@ -59,9 +43,13 @@ class FinishedRun:
     task: Task
     bank: Bank
     base: BaseModel
-    adapt: TrainConfig
-    merge: MergeConfig
-    """How this method merges."""
+    adapters: AdapterSettings
+    """What the method's adapters were merged from and trained over."""
+
+    @property
+    def merge(self) -> MergeConfig:
+        """How this method merges."""
+        return self.adapters.merge
 
     @property
     def prompts(self) -> PromptConfig:
@@ -95,10 +83,10 @@ def open_run(folder: Path, base: BaseModel, method: str) -> FinishedRun:
         DataError: the run is not finished, or a file in it is damaged.
         BankError: the base model is not the run's.
     """
-    if method not in KINDS:
+    if method not in WRITABLE:
         raise ConfigError(
             f"method {method!r} cannot be written in the reference layout, which is about merged anchors; "
-            f"choose one of {', '.join(KINDS)}"
+            f"choose one of {', '.join(WRITABLE)}"
         )
     needed = (folder / "config.json", folder / "matches.json", folder / "scores.json")
     for path in (*needed, _predictions_path(folder, method)):
@@ -114,8 +102,7 @@ def open_run(folder: Path, base: BaseModel, method: str) -> FinishedRun:
         task=get_task(config.task_id),
         bank=load_bank(folder / "bank", base=base),
         base=base,
-        adapt=config.adapt,
-        merge=replace(config.merge, mode="linear") if KINDS[method].linear else config.merge,
+        adapters=read_settings(folder / "adapters", method),
     )
 
 
@@ -158,7 +145,7 @@ def served_users(run: FinishedRun, targets: Sequence[User]) -> list[ServedUser]:
             user,
             matches[user.user_id],
             merged_recipe(matches[user.user_id], run.bank, run.merge),
-            _own(run, user) if KINDS[run.method].adapted else None,
+            _own(run, user) if PARTS[run.method].adapted else None,
             tuple(row for row in rows if row.user_id == user.user_id),
         )
         for user in targets
@@ -187,22 +174,15 @@ def _predictions(path: Path) -> list[Prediction]:
 
 def _own(run: FinishedRun, user: User) -> Recipe | None:
     """Return the user's own adapter, or None where the run gave the user none."""
-    path = run.folder / "adapters" / run.method / f"{safe_name(user.user_id)}.safetensors"
-    if not path.is_file():
-        return None
-    adapter, note = load_adapter(path, base=run.base)
-    if note.get("diverged"):
-        return None
-    return Recipe(str(note.get("fingerprint")), adapter.rank, lambda: load_adapter(path, base=run.base)[0])
+    known, folder, base = run.adapters, run.folder / "adapters", run.base.fingerprint
+    own = stored_adapter(folder, user.user_id, run.method, known, base_fingerprint=base)
+    return Recipe(known.users[user.user_id], own.rank, lambda: own) if own else None
 
 
 def _check_belonging(run: FinishedRun, served: Sequence[ServedUser]) -> None:
     """Check that the answers were given by exactly these adapters to these users."""
-    resources = Resources(
-        base=run.base, task=run.task, prompts=run.prompts, adapt=run.adapt, folder=run.folder / "adapters"
-    )
     people = PersonalizedUsers({one.user.user_id: _personalized(run, one) for one in served})
-    if _part(run.predictions, "fingerprint") != predictions_fingerprint(people, resources):
+    if _part(run.predictions, "fingerprint") != predictions_fingerprint(people, run.base, run.task):
         raise DataError(
             f"{run.predictions} was not made from the adapters, matches and settings now in {run.folder}, or not for "
             "these target users in this dtype: the data changed, or a run with other settings was stopped half-way; "

@@ -3,18 +3,20 @@
     adapters/mta/<user>.safetensors    one file a user, as `personalize_users` writes them
     adapters/mta.json                  what they were trained over and for whom (`record_adapters`)
 
-A run folder keeps the same files; there `config.json` says what they were trained over.
+`mta adapt` and a run write the same files; a run writes the record when the method has answered, so that it is always
+about the adapters that gave the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mta.adapter_files import load_adapter
-from mta.bank import MANIFEST, Bank
+from mta.bank import Bank
+from mta.baselines.methods import PARTS
 from mta.config import MergeConfig, from_dict, to_dict
 from mta.errors import AdapterError, BankError, DataError, MtaError, NotFound, StorageError, unknown_name
 from mta.files import read_json, safe_name, write_json
@@ -31,25 +33,23 @@ from mta.personalize import (
 )
 from mta.records import User
 
-STORED = ("mta", "adapt-only")
+STORED = tuple(name for name, parts in PARTS.items() if parts.adapted)
 """Methods that keep an adapter for each user."""
-MERGED = ("mta", "merged-only")
-"""Methods that merge anchors."""
-METHODS = ("mta", "merged-only", "adapt-only", "base")
+BARE = "base"
 SHOWN_USERS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """What stored adapters were trained over."""
+    """What a method's adapters were merged from and trained over."""
 
-    bank_checksum: str | None
-    """Of the bank that was used; None where it is gone."""
+    bank_checksum: str
+    """Of the bank that was used."""
     merge: MergeConfig
     matches: Mapping[str, Match]
     """user id -> the anchors beneath the user's adapter; empty for adapt-only."""
-    users: Mapping[str, str] | None
-    """user id -> fingerprint of the training, or None where it is not recorded."""
+    users: Mapping[str, str]
+    """user id -> fingerprint of the training; empty for merged-only."""
     skipped: Mapping[str, str]
     """user id -> why the user has no adapter."""
 
@@ -64,20 +64,32 @@ class AdapterSettings:
             raise NotFound(f"no anchors are recorded for user {user_id!r}; there are {len(self.matches)} users: {some}")
         return self.matches[user_id]
 
+    def check_bank(self, bank: Bank, folder: Path) -> None:
+        """Check that the anchors of `bank` are those beneath the adapters in `folder`.
+
+        Raises:
+            BankError: they are not.
+        """
+        if self.bank_checksum != bank.checksum:
+            raise BankError(
+                f"the adapters in {folder} were trained over another bank ({self.bank_checksum[:12]}) than "
+                f"{bank.folder} ({bank.checksum[:12]}); give that bank, or adapt the users again"
+            )
+
 
 def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: str) -> Path:
     """Write down what the users' adapters were trained over, beside them; earlier users of the same settings stay.
 
     Args:
-        people: the result of `personalize_users`.
+        people: the users as the method made them.
         resources: the same it was called with.
-        name: the sub-folder of the adapters, "mta" or "adapt-only".
+        name: the method, one of `PARTS`, and the sub-folder of its adapters.
     """
     path = resources.folder / f"{name}.json"
     settings = {
         "bank": resources.need_bank().checksum,
         "base": {"name": resources.base.name, "fingerprint": resources.base.fingerprint},
-        "merge": to_dict(resources.merge),
+        "merge": to_dict(PARTS[name].merging(resources.merge)),
         "adapt": to_dict(resources.adapt),
         "prompts": to_dict(resources.prompts),
     }
@@ -92,7 +104,7 @@ def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: st
         if person.note:
             users.pop(user_id, None)
             skipped[user_id] = person.note
-        else:
+        elif PARTS[name].adapted:
             skipped.pop(user_id, None)
             users[user_id] = str(load_adapter(_file(resources.folder, name, user_id))[1].get("fingerprint"))
     write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped})
@@ -116,28 +128,30 @@ def restore_users(users: Sequence[User], resources: Resources, *, method: str) -
         AdapterError: an adapter is missing, damaged, somebody else's, or of another base model.
         BankError: the adapters were trained over another bank.
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+    if method not in (known := [*PARTS, BARE]):
+        raise unknown_name("method to restore", method, known)
+    parts = PARTS.get(method)
     settings = read_settings(resources.folder, method) if method in STORED else None
-    if settings is not None and method in MERGED:
-        _check_bank(settings, resources.need_bank(), resources.folder)
-        resources = replace(resources, merge=settings.merge)
-        matches = {user.user_id: settings.match(user.user_id) for user in users}
-    else:
-        matches = match_users(users, resources) if method in MERGED else {}
-    bank = resources.need_bank() if matches else None
+    matches: Mapping[str, Match] = {}
+    merge = resources.merge
+    if parts and parts.merged and settings:
+        settings.check_bank(resources.need_bank(), resources.folder)
+        merge, matches = settings.merge, {user.user_id: settings.match(user.user_id) for user in users}
+    elif parts and parts.merged:
+        merge, matches = parts.merging(merge), match_users(users, resources)
     people = {}
     for user in users:
         match = matches.get(user.user_id)
-        parts = [merged_recipe(match, bank, resources.merge)] if match and bank else []
+        beneath = [merged_recipe(match, resources.need_bank(), merge)] if match else []
         own = _own(user, resources, method, settings)
         people[user.user_id] = Personalized(
             user=user,
             task=resources.task,
-            adapter=stack_recipes([*parts, *([recipe(own)] if own else [])]),
+            adapter=stack_recipes([*beneath, *([recipe(own)] if own else [])]),
             render=renderer(resources.task, resources.prompts),
             prompts=resources.prompts,
             match=match,
+            note=settings.skipped.get(user.user_id, "") if settings else "",
         )
     return PersonalizedUsers(people)
 
@@ -156,13 +170,12 @@ def stored_adapter(
 
     Raises:
         NotFound: no adapter was trained for the user.
-        AdapterError: the file is damaged, somebody else's, of other settings, or of another base model.
+        AdapterError: the file is damaged, somebody else's, of other settings, of another base model, or diverged.
     """
     if user_id in settings.skipped:
         return None
     path = _file(folder, name, user_id)
-    known = settings.users is None or user_id in settings.users
-    if not known or not path.exists():
+    if user_id not in settings.users or not path.exists():
         raise NotFound(
             f"{folder} has no {name} adapter of user {user_id!r}; adapt this user first, or ask for merged-only"
         )
@@ -176,45 +189,39 @@ def stored_adapter(
         raise AdapterError(
             f"{path} is the adapter of {note.get('job_id')!r}, not of {user_id!r}; adapt this user again"
         )
-    if settings.users is not None and note.get("fingerprint") != settings.users[user_id]:
+    if note.get("fingerprint") != settings.users[user_id]:
         raise AdapterError(f"{path} was trained with other settings or data than recorded; adapt this user again")
+    if note.get("diverged"):
+        raise AdapterError(f"{path} is of a training that diverged; adapt this user again with a lower learning rate")
     return adapter
 
 
 def read_settings(folder: Path, name: str) -> AdapterSettings:
-    """Read what the adapters in `folder/name` were trained over.
+    """Read what a method's adapters, those in `folder/name`, were merged from and trained over.
 
     Raises:
         DataError: there is no such record, or it is damaged.
     """
-    own, run = folder / f"{name}.json", folder.parent / "config.json"
-    if not own.exists() and not run.exists():
+    path = folder / f"{name}.json"
+    if not path.exists():
+        found = ", ".join(method for method in PARTS if (folder / f"{method}.json").exists())
         raise DataError(
-            f"{folder} holds no record of {name} adapters (neither {own.name} nor a run's config.json above it); give "
-            "the --out folder of `mta adapt`, or RUN/adapters"
+            f"{folder} has no {name} adapters on record ({path.name}), only those of: {found or 'no method'}; adapt "
+            f"the users first, or finish the run with --method {name}"
         )
     try:
-        return _own_settings(own) if own.exists() else _run_settings(folder.parent)
+        values = read_json(path)
+        return AdapterSettings(
+            bank_checksum=str(values["bank"]),
+            merge=from_dict(MergeConfig, values["merge"]),
+            matches={user_id: _match(row) for user_id, row in values["matches"].items()},
+            users=dict(values["users"]),
+            skipped=dict(values["skipped"]),
+        )
     except StorageError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, MtaError) as error:
-        where = own if own.exists() else run.parent
-        raise DataError(f"the records in {where} are damaged: {error!r}; adapt the users again") from error
-
-
-def _own_settings(path: Path) -> AdapterSettings:
-    values = read_json(path)
-    matches = {user_id: _match(row) for user_id, row in values["matches"].items()}
-    merge = from_dict(MergeConfig, values["merge"])
-    return AdapterSettings(values["bank"], merge, matches, dict(values["users"]), dict(values["skipped"]))
-
-
-def _run_settings(run: Path) -> AdapterSettings:
-    merge = from_dict(MergeConfig, read_json(run / "config.json")["config"]["merge"])
-    matches = {row["user_id"]: _match(row) for row in read_json(run / "matches.json")}
-    manifest = run / "bank" / MANIFEST
-    checksum = read_json(manifest)["checksum"] if manifest.exists() else None
-    return AdapterSettings(checksum, merge, matches, None, {})
+        raise DataError(f"the record {path} is damaged: {error!r}; adapt the users again") from error
 
 
 def _match(row: Mapping[str, Any]) -> Match:
@@ -224,14 +231,6 @@ def _match(row: Mapping[str, Any]) -> Match:
         tuple(map(float, row["similarities"])),
         tuple(map(float, row["weights"])),
     )
-
-
-def _check_bank(settings: AdapterSettings, bank: Bank, folder: Path) -> None:
-    if settings.bank_checksum not in (None, bank.checksum):
-        raise BankError(
-            f"the adapters in {folder} were trained over another bank ({str(settings.bank_checksum)[:12]}) than "
-            f"{bank.folder} ({bank.checksum[:12]}); give that bank, or adapt the users again"
-        )
 
 
 def _file(folder: Path, name: str, user_id: str) -> Path:

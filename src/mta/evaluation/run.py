@@ -3,7 +3,7 @@
     runs/<name>/config.json         everything that decides the result, with versions and seeds
                bank/                stage 1
                matches.json         stage 2: anchors, similarities and weights of each user; cat against linear
-               adapters/<method>/   stage 3, one file per user
+               adapters/<method>/   stage 3, one file per user; <method>.json: what they were trained over
                predictions/         one file per method
                scores.json  table.md  table.csv  report.html
 
@@ -15,25 +15,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import METHODS, find_method
+from mta.baselines.methods import METHODS, PARTS, find_method
 from mta.baselines.simple import CONTROLS, controls_for
-from mta.config import BankConfig, EngineConfig, MatchConfig, MergeConfig, TrainConfig, to_dict
+from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import find_people, rule_for
 from mta.data.splits import check_disjoint
 from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError, unknown_name
 from mta.evaluation.predict import predict
+from mta.evaluation.predictions_file import require_finite, write_predictions
 from mta.evaluation.report import write_report
+from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord, build_scores
-from mta.evaluation.table import csv_table, markdown_table
+from mta.evaluation.table import MERGES_APART, csv_table, cut_prompts, markdown_table, not_adapted
 from mta.files import make_folder, read_json, sha256_json, write_json, write_text
 from mta.lora.adapter import Adapter
 from mta.merging import Match, merge_distance
@@ -59,6 +62,9 @@ DEFAULT_METHODS = (
     "merged-only-linear",
     "mta",
 )
+COMPARED = ("base", *CONTROLS, "population", "adapt-only", "merged-only")
+"""What "mta" is compared with, pair by pair, where the table has it."""
+CONFIG = "config.json"
 CASES = 3
 """Queries shown side by side in the report."""
 
@@ -77,8 +83,8 @@ class RunConfig:
     """Number format of the base model: "auto", "float32" or "bfloat16"."""
     bank: BankConfig = field(default_factory=BankConfig)
     """Stage 1."""
-    match: MatchConfig = field(default_factory=MatchConfig)
-    """Stage 2; encoder and document are the bank's."""
+    top_k: int = 2
+    """Anchors merged per user (K); encoder and document of the match are the bank's."""
     merge: MergeConfig = field(default_factory=MergeConfig)
     """Stage 2."""
     adapt: TrainConfig = field(default_factory=TrainConfig)
@@ -127,43 +133,21 @@ def run(
     started = time.monotonic()
     task = get_task(config.task_id)
     methods = methods_for(task, config.methods)
-    _check(pool, targets, task)
-    _check_top_k(config)
+    _check_people(pool, targets, task)
+    _check_settings(config, methods)
     make_folder(folder)
     base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
-    _write_config(folder, config, base)
-    encoders = _encoders(config, base)
-    bank = build_bank(
-        pool,
-        task,
-        base,
-        folder / "bank",
-        config=config.bank,
-        encoders=encoders,
-        engine=config.engine,
-        min_anchors=config.match.top_k,
-        progress=progress,
-    )
-    resources = Resources(
-        base=base,
-        task=task,
-        prompts=config.bank.prompts,
-        adapt=config.adapt,
-        folder=folder / "adapters",
-        bank=bank,
-        pool=pool,
-        encoder=encoders.matching,
-        cache=encoders.cache,
-        match=config.match,
-        merge=config.merge,
-        engine=config.engine,
-        progress=progress,
-    )
+    _refuse_other_run(folder / CONFIG, config, base)
+    resources = _resources(pool, task, config, folder, base=base, progress=progress)
     matches = match_users(targets, resources)
-    distances = _write_matches(folder, matches, bank)
+    _write_config(folder, config, base)  # only now: all that could be refused beforehand has been
+    distances = _write_matches(folder, matches, resources.need_bank())
     records = [_method_record(name, targets, resources, folder) for name in methods]
     scores = _score(records, task, config, targets)
-    scores["run"] = _run_card(config, base, bank, pool, targets, distances, time.monotonic() - started, notes or {})
+    scores["run"] = {
+        **(notes or {}),
+        **_run_card(config, resources, targets, scores, distances, time.monotonic() - started),
+    }
     return _write_results(folder, scores, records, targets, task)
 
 
@@ -181,7 +165,7 @@ def methods_for(task: Task, names: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in fitting]
 
 
-def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
+def _check_people(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
     if not targets:
         raise DataError("there are no target users; give a file with users to serve")
     check_disjoint(pool, targets, rule=rule_for(task.task_id))
@@ -204,25 +188,28 @@ def _check(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
         )
 
 
-def _check_top_k(config: RunConfig) -> None:
-    """Refuse before the bank is trained what cannot be matched after."""
+def _check_settings(config: RunConfig, methods: Sequence[str]) -> None:
+    """Refuse before the bank is trained what cannot be matched or adapted after."""
     largest = config.bank.anchors.bank_size
-    if config.match.top_k > largest:
+    if not 1 <= config.top_k <= largest:
         raise ConfigError(
-            f"top_k is {config.match.top_k} but the bank will have at most {largest} anchors; lower it or build a "
-            "larger bank"
+            f"top_k is {config.top_k} but the bank will have at most {largest} anchors; choose 1 to {largest}, or "
+            "build a larger bank"
         )
-
-
-def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
-    path = folder / "config.json"
-    if path.exists():
-        _refuse_other_run(path, config, base)
-    write_json(path, {"config": to_dict(config), "base_fingerprint": base.fingerprint, "versions": versions()})
+    missing = sorted(set(config.bank.train.target_modules) - set(config.adapt.target_modules))
+    stacked = [name for name in methods if name in PARTS and PARTS[name].merged and PARTS[name].adapted]
+    if missing and stacked:
+        raise ConfigError(
+            f"the users' adapters lie on merged anchors, which change {', '.join(missing)}, but adapt.target_modules "
+            f"is {', '.join(config.adapt.target_modules)} (method {stacked[0]}); add the missing ones, or train the "
+            "bank without them"
+        )
 
 
 def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
     """Refuse a folder whose run cannot be an earlier state of this one."""
+    if not path.exists():
+        return
     found = read_json(path)
     settings = found.get("config", {}) if isinstance(found, dict) else None
     if not isinstance(settings, dict):
@@ -237,6 +224,44 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
             f"({str(found['base_fingerprint'])[:12]}), not on {base.name!r} ({base.fingerprint[:12]}); choose another "
             "folder"
         )
+
+
+def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
+    values = {"config": to_dict(config), "base_fingerprint": base.fingerprint, "versions": versions()}
+    write_json(folder / CONFIG, values)
+
+
+def _resources(
+    pool: Sequence[User], task: Task, config: RunConfig, folder: Path, *, base: BaseModel, progress: Progress
+) -> Resources:
+    """Load the encoders, build the bank or load the one that is there, and put together what methods need."""
+    encoders = _encoders(config, base)
+    bank = build_bank(
+        pool,
+        task,
+        base,
+        folder / "bank",
+        config=config.bank,
+        encoders=encoders,
+        engine=config.engine,
+        min_anchors=config.top_k,
+        progress=progress,
+    )
+    return Resources(
+        base=base,
+        task=task,
+        prompts=config.bank.prompts,
+        adapt=config.adapt,
+        folder=folder / "adapters",
+        bank=bank,
+        pool=pool,
+        encoder=encoders.matching,
+        cache=encoders.cache,
+        match=replace(config.bank.match, top_k=config.top_k),
+        merge=config.merge,
+        engine=config.engine,
+        progress=progress,
+    )
 
 
 def _encoders(config: RunConfig, base: BaseModel) -> Encoders:
@@ -262,15 +287,20 @@ def _method_record(name: str, targets: Sequence[User], resources: Resources, fol
     if name in CONTROLS:
         return MethodRecord(name=name, predictions=_control(name, targets, resources.task), updates_per_user=0.0)
     people = find_method(name)(targets, resources)
-    rows, seconds = _predictions(name, people, resources, folder / "predictions" / f"{name}.json")
+    answers = _answers(name, people, resources, folder / "predictions" / f"{name}.json")
+    if name in PARTS:
+        record_adapters(people, resources, name=name)
     count = len(people.users)
     return MethodRecord(
         name=name,
-        predictions=rows,
+        predictions=answers.rows,
         updates_per_user=sum(person.updates for person in people.users.values()) / count,
         adapter_bytes_per_user=sum(person.adapter_bytes for person in people.users.values()) / count,
         train_seconds=people.train_seconds,
-        predict_seconds=seconds,
+        predict_seconds=answers.seconds,
+        cut_prompts=answers.cut_prompts,
+        cut_training_prompts=people.cut_rows,
+        not_adapted=Counter(person.note for person in people.users.values() if person.note),
     )
 
 
@@ -279,21 +309,34 @@ def _control(name: str, targets: Sequence[User], task: Task) -> list[Prediction]
     return [row for user in targets for row in control(task, user, query_examples(task, user, history_k=1))]
 
 
-def _predictions(
-    name: str, people: PersonalizedUsers, resources: Resources, path: Path
-) -> tuple[list[Prediction], float]:
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """One method's answers to all queries."""
+
+    rows: list[Prediction]
+    seconds: float
+    cut_prompts: int
+
+
+def _answers(name: str, people: PersonalizedUsers, resources: Resources, path: Path) -> _Answers:
     """Answer, or read the answers back where exactly these were given before."""
-    wanted = predictions_fingerprint(people, resources)
+    wanted = predictions_fingerprint(people, resources.base, resources.task)
     saved = _saved(path)
     if saved.get("fingerprint") == wanted:
-        return [Prediction(**row) for row in saved["predictions"]], float(saved["seconds"])
+        rows = [Prediction(**row) for row in saved["predictions"]]
+        return _Answers(rows, float(saved["seconds"]), int(saved["cut_prompts"]))
     started = time.monotonic()
     with resources.progress(f"answers of {name}") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
-    seconds = time.monotonic() - started
-    rows = [asdict(row) for row in made.rows]
-    write_json(path, {"fingerprint": wanted, "seconds": seconds, "cut_prompts": made.cut_prompts, "predictions": rows})
-    return list(made.rows), seconds
+    require_finite(name, made.rows)
+    answers = _Answers(list(made.rows), time.monotonic() - started, made.cut_prompts)
+    saved = {
+        "seconds": answers.seconds,
+        "cut_prompts": answers.cut_prompts,
+        "predictions": list(map(asdict, made.rows)),
+    }
+    write_json(path, {"fingerprint": wanted, **saved})
+    return answers
 
 
 def _saved(path: Path) -> dict[str, Any]:
@@ -306,7 +349,7 @@ def _saved(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> str:
+def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Task) -> str:
     """Return a SHA-256 over everything that decides one method's answers."""
     parts = [
         (
@@ -318,7 +361,6 @@ def predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> 
         )
         for name, person in people.users.items()
     ]
-    base, task = resources.base, resources.task
     return sha256_json(
         [parts, base.fingerprint, base.tokens.fingerprint, str(base.dtype), task.task_id, task.max_new_tokens]
     )
@@ -326,7 +368,7 @@ def predictions_fingerprint(people: PersonalizedUsers, resources: Resources) -> 
 
 def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User]) -> dict[str, Any]:
     names = [record.name for record in records]
-    pairs = [("mta", other) for other in ("base", "population", "adapt-only", "merged-only")]
+    pairs = [("mta", other) for other in COMPARED]
     people = {user_id: group[0] for group in find_people(targets, rule=rule_for(task.task_id)) for user_id in group}
     return build_scores(
         task.task_id,
@@ -342,23 +384,25 @@ def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targe
 
 def _run_card(
     config: RunConfig,
-    base: BaseModel,
-    bank: Bank,
-    pool: Sequence[User],
+    resources: Resources,
     targets: Sequence[User],
+    scores: Mapping[str, Any],
     distances: Mapping[str, float],
     seconds: float,
-    notes: Mapping[str, Any],
 ) -> dict[str, Any]:
+    base, bank = resources.base, resources.need_bank()
+    tokens = sum(anchor.tokens for anchor in bank.anchors)
     return {
-        **notes,
-        "pool users": len(pool),
+        "pool users": len(resources.pool),
         "target users": len(targets),
         "anchors asked / kept": f"{bank.asked} / {len(bank.anchors)}",
-        "anchor tokens trained": sum(anchor.tokens for anchor in bank.anchors),
+        "anchor tokens trained": tokens,
         "training pairs from": sorted({anchor.source for anchor in bank.anchors}),
+        "population control": _population_effort(bank) if "population" in scores["methods"] else "not run",
         "leak check": "no target person in the pool (ids, shared histories, answers seen)",
-        "merge cat vs linear": f"relative distance {distances['relative']:.4f}, cosine {distances['cosine']:.4f}",
+        MERGES_APART: f"relative distance {distances['relative']:.4f}, cosine {distances['cosine']:.4f}",
+        "not adapted": not_adapted(scores) or "nobody",
+        "prompts cut to fit the model": cut_prompts(scores) or "none",
         "wall seconds of this call": round(seconds, 1),
         "base model": {"name": base.name, "fingerprint": base.fingerprint, "dtype": str(base.dtype)},
         "settings": to_dict(config),
@@ -366,11 +410,21 @@ def _run_card(
     }
 
 
+def _population_effort(bank: Bank) -> str:
+    """Say how the training of the population control compares with what lies beneath the other methods."""
+    same = "trained on the anchors' examples, for as many tokens as all anchors together"
+    if bank.population is None:
+        return same
+    return (
+        f"{same}; the anchors lie on an adapter trained on the whole pool, whose tokens come on top for every method "
+        "that merges anchors and not for this control"
+    )
+
+
 def _write_results(
     folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord], targets: Sequence[User], task: Task
 ) -> RunResult:
-    lines = [{"method": record.name, **asdict(row)} for record in records for row in record.predictions]
-    write_text(folder / "predictions.jsonl", "".join(f"{_json_line(line)}\n" for line in lines))
+    write_predictions(folder / "predictions.jsonl", {record.name: record.predictions for record in records})
     table = markdown_table(scores)
     write_json(folder / "scores.json", scores)
     write_text(folder / "table.md", table + "\n")
@@ -378,12 +432,6 @@ def _write_results(
     card = scores["run"]
     write_report(folder / "report.html", scores=[scores], run_card=card, cases=_cases(records, targets, task))
     return RunResult(folder, scores, table)
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(row, ensure_ascii=False)
 
 
 def _cases(records: Sequence[MethodRecord], targets: Sequence[User], task: Task) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mta.baselines.simple import CONTROLS as SIMPLE_CONTROLS
 from mta.errors import DataError, unknown_name
 from mta.evaluation.statistics import (
     MEASURES,
@@ -31,8 +32,7 @@ from mta.records import Prediction
 
 CONTROLS = (
     "base",
-    "majority",
-    "nearest",
+    *SIMPLE_CONTROLS,
     "classical",
     "population",
     "population-adapt",
@@ -42,6 +42,7 @@ CONTROLS = (
 )
 """Methods that show what is gained without personalization, or without the method's own idea."""
 COSTS = ("updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds")
+COUNTS = ("cut_prompts", "cut_training_prompts")
 HEADER = ("task", "base", "seeds", "people", "queries", "methods")
 
 
@@ -59,6 +60,12 @@ class MethodRecord:
     """Wall time of all training for this method."""
     predict_seconds: float | None = None
     """Wall time of all answers."""
+    cut_prompts: int | None = None
+    """Queries whose prompt was cut to fit the model."""
+    cut_training_prompts: int | None = None
+    """Training examples of this method whose prompt was cut to fit the model."""
+    not_adapted: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> users who were answered without an adapter of their own, though the method has one."""
 
 
 def build_scores(
@@ -147,7 +154,8 @@ def _method(
     return {
         "metrics": {name: finite(value) for name, value in scores.metrics.items()},
         "ci95": {name: _finite_pair(pair) for name, pair in scores.ci95.items()},
-        **{cost: finite(getattr(record, cost)) for cost in COSTS},
+        **{name: finite(getattr(record, name)) for name in (*COSTS, *COUNTS)},
+        "not_adapted": dict(record.not_adapted),
     }
 
 
@@ -210,6 +218,8 @@ def check_scores(value: Any) -> dict[str, Any]:
             raise _unreadable(f"'ci95' of method {name!r} is not an object")
         for metric, pair in intervals.items():
             _check_pair(pair, f"{metric!r} of method {name!r}")
+        if not isinstance(method.get("not_adapted") or {}, Mapping):
+            raise _unreadable(f"'not_adapted' of method {name!r} is not an object")
     comparisons = value.get("comparisons") or []
     if not isinstance(comparisons, Sequence) or not all(isinstance(row, Mapping) for row in comparisons):
         raise _unreadable("'comparisons' is not a list of objects")

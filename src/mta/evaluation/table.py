@@ -17,6 +17,8 @@ from mta.evaluation.scores import COSTS, best_methods, check_scores, finite, int
 from mta.evaluation.statistics import MEASURES
 
 DASH = "–"
+MERGES_APART = "merge cat vs linear"
+"""Line of a run card: how far the two merges are apart, mean over users."""
 SIGNIFICANT = 0.05
 COST_TITLES = {
     "updates_per_user": "updates / user",
@@ -43,7 +45,8 @@ def markdown_table(scores: Mapping[str, Any]) -> str:
         ]
         for name, method in scores["methods"].items()
     ]
-    return f"{_escape(run_line(scores))}\n\n{_grid(head, rows)}\n\n{reading_line(scores)}\n"
+    notes = "".join(f"\n{_escape(note)}\n" for note in method_notes(scores))
+    return f"{_escape(run_line(scores))}\n\n{_grid(head, rows)}\n\n{reading_line(scores)}\n{notes}"
 
 
 def markdown_comparisons(scores: Mapping[str, Any]) -> str:
@@ -114,6 +117,36 @@ def reading_line(scores: Mapping[str, Any]) -> str:
         else "No intervals: they resample people, and need at least two."
     )
     return f"{intervals} ↑ higher is better, ↓ lower is better. Bold: best point estimate, no more."
+
+
+def method_notes(scores: Mapping[str, Any]) -> list[str]:
+    """Say what a reader of the table must know: who was not adapted, whose prompts were cut; [] for nothing."""
+    notes = {"Not adapted": not_adapted(scores), "Prompts cut to fit the model": cut_prompts(scores)}
+    return [f"{title}: {text}." for title, text in notes.items() if text]
+
+
+def not_adapted(scores: Mapping[str, Any]) -> str:
+    """Name the methods that answered users without an adapter of their own, with how many and why; "" for none."""
+    parts = []
+    for name, method in scores["methods"].items():
+        reasons = {
+            str(why): number for why, count in (method.get("not_adapted") or {}).items() if (number := finite(count))
+        }
+        if reasons:
+            listed = ", ".join(f"{why}: {number}" if len(reasons) > 1 else why for why, number in reasons.items())
+            parts.append(f"{name} {_count(sum(reasons.values()), 'user', 'users')} ({listed})")
+    return "; ".join(parts)
+
+
+def cut_prompts(scores: Mapping[str, Any]) -> str:
+    """Count by method the prompts that were too long for the model, in answering and in training; "" for none."""
+    parts = []
+    for name, method in scores["methods"].items():
+        places = {"answering": method.get("cut_prompts"), "training": method.get("cut_training_prompts")}
+        found = [f"{number:,} in {place}" for place, count in places.items() if (number := finite(count))]
+        if found:
+            parts.append(f"{name} {' and '.join(found)}")
+    return "; ".join(parts)
 
 
 def comparison_line(count: int) -> str:
