@@ -37,7 +37,7 @@ def _commands() -> dict[str, set[str]]:
     def walk(command: object, name: str) -> Iterator[tuple[str, set[str]]]:
         for child, inner in getattr(command, "commands", {}).items():
             yield from walk(inner, f"{name} {child}".strip())
-        yield name, {flag for param in getattr(command, "params", ()) for flag in param.opts}
+        yield name, {flag for param in getattr(command, "params", ()) for flag in (*param.opts, *param.secondary_opts)}
 
     return dict(walk(root, ""))
 

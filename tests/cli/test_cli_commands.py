@@ -19,6 +19,8 @@ from cli_world import QUICK, film_record, good, mta, write_films
 from mta.cli import command as command_module
 from mta.cli.command import command
 from mta.cli.main import app
+from mta.cli.settings import ADAPT_ALONE, Given, Plan
+from mta.config import BankConfig, MatchConfig, MergeConfig, TrainConfig
 from mta.errors import DataError
 from mta.presets import find_preset
 
@@ -145,10 +147,49 @@ def test_options_override_the_preset_and_the_rest_stays(finished_run: Path) -> N
     assert settings["adapt"]["rank"] == 4
 
 
+def test_run_prints_table_comparisons_and_how_far_the_merges_are_apart(run_copy: Path, films: Any) -> None:
+    words = ("run", "lamp-2", *films.both, *QUICK, "--out", run_copy, "--method")
+    said = good(*words, "mta", "--method", "majority", "--method", "base").out
+    assert "| mta - majority | Acc" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("merge cat vs linear: ")]
+    assert (
+        line.removeprefix("merge cat vs linear: ")
+        == json.loads((run_copy / "scores.json").read_text())["run"]["merge cat vs linear"]
+    )
+
+
 def test_rank_keeps_the_scale_of_the_delta(films: Any, tmp_path: Path) -> None:
     words = ("run", "lamp-2", *films.both, *QUICK, "--method", "base", "--adapt-rank", 2, "--out", tmp_path / "run")
     adapt = good(*words, "--json").json["run"]["settings"]["adapt"]
     assert (adapt["rank"], adapt["alpha"]) == (2, 4.0)
+
+
+def test_frozen_A_own_starts_early_stopping_and_batch_sizes_are_options(films: Any, tmp_path: Path) -> None:
+    words = (
+        *("--no-bank-train-a", "--no-shared-init", "--bank-batch-size", 3, "--bank-held-out-share", 0.25),
+        *("--bank-patience", 2, "--adapt-train-a", "--adapt-batch-size", 1, "--adapt-held-out-share", 0.5),
+        *("--adapt-patience", 3, "--population-beneath"),
+    )
+    run = tmp_path / "run"
+    good("run", "lamp-2", *films.both, *QUICK, *words, "--method", "mta", "--out", run)
+    settings = json.loads((run / "config.json").read_text())["config"]
+    bank, adapt = settings["bank"], settings["adapt"]
+    names = ("train_a", "batch_size", "held_out_share", "patience")
+    assert [bank["train"][name] for name in names] == [False, 3, 0.25, 2]
+    assert [bank["population_train"][name] for name in names] == [True, 3, 0.25, 2]
+    assert [adapt[name] for name in names] == [True, 1, 0.5, 3]
+    assert (bank["shared_init"], bank["population_beneath"]) == (False, True)
+    anchors = json.loads((run / "bank" / "bank.json").read_text())["anchors"]
+    assert [len(anchor["held_out_losses"]) for anchor in anchors] == [2, 2]
+
+
+def test_a_switch_that_is_not_given_leaves_the_setting_alone_and_off_is_off() -> None:
+    train = TrainConfig(allow_proxy=True, train_a=False)
+    plan = Plan(bank=BankConfig(), match=MatchConfig(), merge=MergeConfig(), adapt=train)
+    switches = [setting for setting in ADAPT_ALONE if setting.field in ("allow_proxy", "train_a")]
+    assert Given(dict.fromkeys(switches)).apply(plan) == plan
+    changed = Given({setting: setting.field == "train_a" for setting in switches}).apply(plan).adapt
+    assert (changed.allow_proxy, changed.train_a) == (False, True)
 
 
 def test_seed_reaches_every_stage(films: Any, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ class Setting:
         if self.choices:
             kind = Literal[self.choices]
         text = field_help(self.owner, self.field).replace("[", "\\[")
-        option = typer.Option(self.flag, help=text, rich_help_panel=self.panel, show_default=False)
+        flags = f"{self.flag}/--no-{self.name.replace('_', '-')}" if kind is bool else self.flag
+        option = typer.Option(flags, help=text, rich_help_panel=self.panel, show_default=False)
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
         )
@@ -105,7 +106,7 @@ class Given:
     def apply(self, plan: T) -> T:
         """Return the plan (or any config with such places) with every given value in place."""
         for setting, value in self.values.items():
-            if value is None or value is False:  # a flag that is off is a flag that was not given
+            if value is None:
                 continue
             for place in setting.places:
                 plan = _replaced(plan, [*place.split("."), setting.field], value)
@@ -188,6 +189,11 @@ BANK = (
     Setting("--bank-lr", TrainConfig, "lr", _TRAINED, "Bank"),
     Setting("--bank-rank", TrainConfig, "rank", _TRAINED, "Bank"),
     Setting("--bank-min-updates", TrainConfig, "min_updates", _TRAINED, "Bank"),
+    Setting("--bank-batch-size", TrainConfig, "batch_size", _TRAINED, "Bank"),
+    Setting("--bank-held-out-share", TrainConfig, "held_out_share", _TRAINED, "Bank"),
+    Setting("--bank-patience", TrainConfig, "patience", _TRAINED, "Bank"),
+    Setting("--bank-train-a", TrainConfig, "train_a", ("bank.train",), "Bank"),
+    Setting("--shared-init", BankConfig, "shared_init", ("bank",), "Bank"),
     Setting("--max-items", TrainConfig, "max_items", _TRAINED, "Bank"),
     Setting("--population-beneath", BankConfig, "population_beneath", ("bank",), "Bank"),
     Setting("--history-k", PromptConfig, "history_k", ("bank.prompts",), "Prompts"),
@@ -203,6 +209,10 @@ ADAPT = (
     Setting("--adapt-lr", TrainConfig, "lr", ("adapt",), "Adaptation"),
     Setting("--adapt-rank", TrainConfig, "rank", ("adapt",), "Adaptation"),
     Setting("--adapt-min-updates", TrainConfig, "min_updates", ("adapt",), "Adaptation"),
+    Setting("--adapt-batch-size", TrainConfig, "batch_size", ("adapt",), "Adaptation"),
+    Setting("--adapt-held-out-share", TrainConfig, "held_out_share", ("adapt",), "Adaptation"),
+    Setting("--adapt-patience", TrainConfig, "patience", ("adapt",), "Adaptation"),
+    Setting("--adapt-train-a", TrainConfig, "train_a", ("adapt",), "Adaptation"),
     Setting("--adapt-max-items", TrainConfig, "max_items", ("adapt",), "Adaptation"),
 )
 RUN = (*BANK, TOP_K, *MERGE, *ADAPT, *ENGINE)
