@@ -20,8 +20,9 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def lamp_real() -> Path:
-    """Folder of the real LaMP-format data beside the project; the test is skipped where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "lamp-real"
+    """Folder of real LaMP-format data, $MTA_LAMP_DATA; the test is skipped where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "lamp-real"
+    folder = Path(os.environ.get("MTA_LAMP_DATA") or beside)
     if not folder.is_dir():
-        pytest.skip("no real data: ../shared/data/lamp-real is not beside this checkout")
+        pytest.skip("no real data: set MTA_LAMP_DATA to a folder with LaMP_1 to LaMP_5")
     return folder
