@@ -1,0 +1,105 @@
+"""An output folder that may not be written to: one clear line, exit code 2, and nothing is changed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_world import QUICK, QUICK_ADAPT, QUICK_BANK, refused, snapshot
+
+CAPABILITY_VERSION = 0x20080522
+OVERRIDES = 1 << 1 | 1 << 2
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root ignores permissions."""
+
+
+class Capabilities:
+    """The three sets of this thread, as capget(2) gives them."""
+
+    def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.head = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+        self.sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; once more for the higher half
+        self._call("capget")
+
+    def _call(self, name: str) -> None:
+        if getattr(self.libc, name)(self.head, self.sets):
+            raise OSError(ctypes.get_errno(), f"{name} failed")
+
+    @contextmanager
+    def without(self, bits: int) -> Iterator[None]:
+        before = self.sets[0]
+        self.sets[0] = before & ~bits
+        self._call("capset")
+        try:
+            yield
+        finally:
+            self.sets[0] = before
+            self._call("capset")
+
+
+@contextmanager
+def permissions_count() -> Iterator[None]:
+    """Make permissions hold for this thread even if it is root's."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        capabilities = Capabilities()
+    except (AttributeError, OSError):
+        pytest.skip("root ignores permissions, and this system has no way to give that up for a moment")
+    with capabilities.without(OVERRIDES):
+        yield
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may be read but not written to."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    (folder / "kept.txt").write_text("kept")
+    folder.chmod(0o500)
+    with permissions_count():
+        yield folder
+    folder.chmod(0o700)
+
+
+COMMANDS = {
+    "run": ("run", "lamp-2", "--pool", "POOL", "--targets", "TARGETS", *QUICK, "--method", "mta"),
+    "bank build": ("bank", "build", "--pool", "POOL", "--task", "lamp-2", "--base", "tiny-random", *QUICK_BANK),
+    "anchors": ("anchors", "--pool", "POOL", "--task", "lamp-2", "--encoder", "tiny-random", *QUICK_BANK[:4]),
+    "match": ("match", "--bank", "RUN/bank", "--targets", "TARGETS"),
+    "merge": ("merge", "--bank", "RUN/bank", "--targets", "TARGETS", "--user", "dan"),
+    "adapt": ("adapt", "--bank", "RUN/bank", "--targets", "TARGETS", *QUICK_ADAPT),
+    "generate": ("generate", "--bank", "RUN/bank", "--targets", "TARGETS", "--method", "base"),
+    "evaluate": ("evaluate", "--predictions", "RUN/predictions.jsonl", "--task", "lamp-2"),
+    "export": ("export", "RUN", "--user", "dan"),
+    "report": ("report", "RUN"),
+    "data split": ("data", "split", "POOL", "--task", "lamp-2", "--count", "1", "--history-length", "4"),
+    "data personas": ("data", "personas", "--task", "lamp-2", "--pool", "2", "--targets", "1", "--queries", "1"),
+    "demo": ("demo", "--base", "tiny-random"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_permission_in_the_output_folder(films: Any, finished_run: Path, locked: Path, name: str) -> None:
+    places = {"POOL": films.pool, "TARGETS": films.targets, "RUN": finished_run, "RUN/bank": finished_run / "bank"}
+    places["RUN/predictions.jsonl"] = finished_run / "predictions.jsonl"
+    before = snapshot(finished_run)
+    message = refused(*(places.get(str(word), word) for word in COMMANDS[name]), "--out", locked / "out")
+    assert "Permission denied" in message
+    assert str(locked) in message
+    assert [path.name for path in locked.iterdir()] == ["kept.txt"]
+    assert snapshot(finished_run) == before
+
+
+def test_a_folder_that_may_not_be_read(films: Any, locked: Path) -> None:
+    locked.chmod(0o000)
+    message = refused("data", "stats", locked / "kept.txt", "--task", "lamp-2")
+    assert "cannot read" in message
+    assert "Permission denied" in message
