@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mta import config as module
 from mta.config import (
+    QUERY_VALUE,
     AnchorConfig,
     BankConfig,
     EngineConfig,
@@ -191,3 +192,13 @@ def test_contradictions_are_refused() -> None:
         TrainConfig(min_updates=9, max_updates=5)
     assert TrainConfig(min_updates=5, max_updates=5).scaling == 2.0
     assert TrainConfig(rank=4, alpha=2.0).scaling == 0.5
+
+
+def test_a_population_beneath_has_no_targets_that_its_anchors_lack() -> None:
+    few, many = TrainConfig(target_modules=QUERY_VALUE), TrainConfig()
+    with pytest.raises(
+        ConfigError, match=r"population_train\.target_modules has .*up_proj, which train.target_modules"
+    ):
+        BankConfig(train=few, population_train=many, population_beneath=True)
+    BankConfig(train=few, population_train=many)
+    BankConfig(train=many, population_train=few, population_beneath=True)

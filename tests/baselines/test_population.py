@@ -18,7 +18,7 @@ from mta.base_model import BaseModel
 from mta.baselines.methods import METHODS, find_method
 from mta.baselines.population import population, same_tokens
 from mta.config import BankConfig, TrainConfig
-from mta.errors import BankError, DataError, NotFound
+from mta.errors import AdapterError, BankError, DataError, NotFound
 from mta.packing import TokenRow
 from mta.personalize import Personalized, Resources
 from mta.training import train
@@ -177,6 +177,27 @@ def test_a_second_call_trains_nothing(base, tmp_path) -> None:
     second = population(small_targets(), replace(known, progress=heard))
     assert heard.steps == []
     assert second.train_seconds == first.train_seconds
+
+
+def test_a_population_that_diverged_is_an_error(base, tmp_path) -> None:
+    """Neither the control nor what lies beneath the anchors may be an adapter of which nobody knows how good it is."""
+    wild = replace(BANK, population_train=replace(TRAIN, lr=1e30))
+    known = resources(base, tmp_path, wild)
+    for _ in range(2):  # a second call finds the adapter on disk, and it is no better
+        with pytest.raises(
+            AdapterError, match=r"population adapter diverged after \d+ updates at learning rate 1e\+30"
+        ):
+            population(small_targets(), known)
+    with pytest.raises(AdapterError, match="population adapter diverged"):
+        resources(base, tmp_path / "beneath", replace(wild, population_beneath=True))
+    assert not (tmp_path / "beneath" / "bank" / "bank.json").exists()
+
+
+def test_cut_examples_are_counted(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    found = population(small_targets(), replace(known, prompts=replace(PROMPTS, max_tokens=70)))
+    assert found.cut_rows == sum(anchor.examples for anchor in known.need_bank().anchors)
+    assert population(small_targets(), known).cut_rows == 0
 
 
 def test_a_pool_without_the_anchors_is_refused(base, tmp_path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from cli_world import QUICK, good, refused
+from cli_world import QUICK, good, refused, snapshot
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.lora.peft_format import read_peft
@@ -100,3 +102,80 @@ def test_adapters_trained_again_otherwise_are_not_mixed_with_the_record(
     (adapters / "mta.json").write_bytes(record)  # as a call that was killed before it wrote its own
     message = refused("generate", *common, "--adapters", adapters, "--out", tmp_path / "answers.jsonl")
     assert "other settings or data than recorded" in message
+
+
+def _exported(run: Path, folder: Path, *more: object) -> str:
+    """Export dan's adapter; return its content as a fingerprint."""
+    good("export", run, "--user", "dan", *more, "--out", folder)
+    return read_peft(folder).fingerprint()
+
+
+def test_later_calls_in_a_run_folder_never_change_what_its_answers_were_given_with(
+    run_copy: Path, films: Any, tmp_path: Path
+) -> None:
+    kinds = {name: ("--method", name) for name in ("mta", "merged-only")}
+    wanted = {name: _exported(run_copy, tmp_path / f"first {name}", *words) for name, words in kinds.items()}
+    before = snapshot(run_copy)
+    words = ("run", "lamp-2", *films.both, *QUICK, "--scale", 0.5, "--out", run_copy)
+    refused(*words, "--bank-size", 50, "--method", "mta")
+    assert snapshot(run_copy) == before
+    good(*words, "--method", "base")
+    assert json.loads((run_copy / "config.json").read_text())["config"]["merge"]["scale"] == 0.5
+    for name, more in kinds.items():
+        assert _exported(run_copy, tmp_path / f"later {name}", *more) == wanted[name]
+    good(*words, "--method", "mta")
+    assert _exported(run_copy, tmp_path / "new answers", *kinds["mta"]) != wanted["mta"]
+
+
+def test_a_run_whose_bank_was_built_anew_since_is_not_exported(run_copy: Path, films: Any, tmp_path: Path) -> None:
+    good("run", "lamp-2", *films.both, *QUICK, "--bank-lr", 0.5, "--method", "base", "--out", run_copy)
+    for method in ("mta", "merged-only"):
+        message = refused("export", run_copy, "--user", "dan", "--method", method, "--out", tmp_path / "peft")
+        assert "over another bank" in message
+    assert not (tmp_path / "peft").exists()
+
+
+@pytest.fixture(scope="module")
+def diverged_run(films: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose users' trainings all diverged."""
+    folder = tmp_path_factory.mktemp("diverged") / "run"
+    methods = ("--method", "mta", "--method", "adapt-only", "--method", "merged-only")
+    done = good("run", "lamp-2", *films.both, *QUICK, *methods, "--adapt-lr", 1e30, "--out", folder)
+    assert "Not adapted: mta 2 users (training diverged); adapt-only 2 users (training diverged)." in done.out
+    return folder
+
+
+def test_a_diverged_adapter_is_said_and_never_served(diverged_run: Path, films: Any, tmp_path: Path) -> None:
+    scores = json.loads((diverged_run / "scores.json").read_text())
+    said = {name: method["not_adapted"] for name, method in scores["methods"].items()}
+    assert said == {"mta": {"training diverged": 2}, "adapt-only": {"training diverged": 2}, "merged-only": {}}
+    assert scores["run"]["not adapted"].startswith("mta 2 users (training diverged)")
+    assert "training diverged" in (diverged_run / "table.md").read_text()
+    assert "training diverged" in (diverged_run / "report.html").read_text()
+    done = good("export", diverged_run, "--user", "dan", "--out", tmp_path / "mta")
+    assert "dan was not adapted (training diverged): these are the merged anchors alone" in done.err
+    merged = _exported(diverged_run, tmp_path / "merged", "--method", "merged-only")
+    assert read_peft(tmp_path / "mta").fingerprint() == merged
+    message = refused("export", diverged_run, "--user", "dan", "--method", "adapt-only", "--out", tmp_path / "own")
+    assert "has no adapt-only adapter" in message
+    assert "training diverged" in message
+    good(
+        *("generate", "--bank", diverged_run / "bank", "--adapters", diverged_run / "adapters"),
+        *("--targets", films.targets, "--out", tmp_path / "answers.jsonl"),
+    )
+    lines = (diverged_run / "predictions.jsonl").read_text().splitlines()
+    assert (tmp_path / "answers.jsonl").read_text().splitlines() == [line for line in lines if '"mta"' in line]
+
+
+def test_a_diverged_adapter_is_refused_whatever_the_record_says(diverged_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(diverged_run, tmp_path / "run"))
+    record = json.loads((run / "adapters" / "mta.json").read_text())
+    _, note = load_adapter(run / "adapters" / "mta" / "dan.safetensors")
+    changed = {**record, "skipped": {}, "users": {"dan": note["fingerprint"]}}
+    (run / "adapters" / "mta.json").write_text(json.dumps(changed))
+    assert "diverged" in refused("export", run, "--user", "dan", "--out", tmp_path / "peft")
+
+
+def test_unknown_method_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    message = refused("export", finished_run, "--user", "dan", "--method", "mtaa", "--out", tmp_path / "peft")
+    assert "unknown method to export 'mtaa'; known: adapt-only, merged-only" in message

@@ -15,10 +15,20 @@ import pytest
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.base_model import load_base_model
-from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
+from mta.config import (
+    QUERY_VALUE,
+    AnchorConfig,
+    BankConfig,
+    EngineConfig,
+    MatchConfig,
+    MergeConfig,
+    PromptConfig,
+    TrainConfig,
+)
 from mta.data.personas import make_pool_and_targets
-from mta.errors import ConfigError, DataError, NotFound
+from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
+from mta.evaluation.restore import read_settings
 from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, methods_for, run
 from mta.files import read_json
 from mta.lora.adapter import recipe
@@ -27,6 +37,7 @@ from mta.personalize import Personalized, renderer
 from mta.progress import Step
 from mta.records import User
 from mta.tasks import TASKS, get_task
+from mta.user_rows import user_rows
 from small_world import Heard
 
 TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)
@@ -101,6 +112,7 @@ def test_the_folder_holds_every_part(first: RunResult) -> None:
         "config.json", "matches.json", "predictions.jsonl", "scores.json", "table.md", "table.csv", "report.html",
         "bank/bank.json", "adapters/mta/target-000.safetensors", "adapters/adapt-only/target-000.safetensors",
         "adapters/population/population.safetensors",
+        *(f"adapters/{name}.json" for name in ("mta", "adapt-only", "merged-only", "merged-only-linear")),
     }  # fmt: skip
     assert {name for name in names if name.startswith("predictions/")} == {f"predictions/{m}.json" for m in ANSWERED}
     assert not [name for name in names if name.endswith(".tmp") or "unfinished" in name]
@@ -325,7 +337,7 @@ def test_a_text_task_has_its_own_controls(tmp_path: Path) -> None:
 def refused(pool: list[User], targets: list[User], folder: Path, config: RunConfig = CONFIG) -> str:
     with pytest.raises((DataError, ConfigError, NotFound)) as caught:
         run(pool, targets, config, folder)
-    assert not list(folder.rglob("*.safetensors")), "it should be refused before anything is trained"
+    assert not [path for path in folder.rglob("*") if path.is_file()], "it should be refused before a file is written"
     return str(caught.value)
 
 
@@ -367,3 +379,65 @@ def test_default_methods_hold_the_controls_of_every_task(task_id: str) -> None:
     assert {"base", control, "nearest", "population", "adapt-only", "merged-only", "mta"} <= set(found)
     assert not {"lead", "majority"} - {control} & set(found)
     assert methods_for(get_task(task_id), ["mta", "base", "mta"]) == ["mta", "base"]
+
+
+# what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_records_say_what_each_method_was_merged_from(first: RunResult) -> None:
+    checksum = load_bank(first.folder / "bank").checksum
+    rows = {row["user_id"]: row["anchor_ids"] for row in read_json(first.folder / "matches.json")}
+    for name, mode, own in (("mta", "cat", 3), ("merged-only", "cat", 0), ("merged-only-linear", "linear", 0)):
+        settings = read_settings(first.folder / "adapters", name)
+        assert (settings.bank_checksum, settings.merge.mode, len(settings.users)) == (checksum, mode, own)
+        assert {user: list(match.anchor_ids) for user, match in settings.matches.items()} == rows
+    assert read_settings(first.folder / "adapters", "adapt-only").matches == {}
+
+
+def test_prompts_that_were_cut_are_counted_and_said(tmp_path: Path) -> None:
+    prompts = replace(CONFIG.bank.prompts, history_words=40, max_tokens=420)
+    config = replace(CONFIG, bank=replace(CONFIG.bank, prompts=prompts), methods=("base", "population", "mta"))
+    pool, targets = world()
+    done = run(pool, targets, config, tmp_path / "run")
+    tokens, task = load_base_model("tiny-random", device="cpu").tokens, get_task("lamp-3")
+    rows = {user.user_id: user_rows(tokens, task, user, train=config.adapt, prompts=prompts) for user in pool + targets}
+    anchors = load_bank(tmp_path / "run" / "bank").anchor_ids
+    cut = {
+        "base": 0,
+        "population": sum(rows[name].cut_rows for name in anchors),
+        "mta": sum(rows[user.user_id].cut_rows for user in targets),
+    }
+    assert min(cut["population"], cut["mta"]) > 0
+    answered = read_json(tmp_path / "run" / "predictions" / "mta.json")["cut_prompts"]
+    assert answered > 0
+    for name, method in done.scores["methods"].items():
+        assert (method["cut_prompts"], method["cut_training_prompts"]) == (answered, cut[name])
+    said = f"mta {answered} in answering and {cut['mta']} in training"
+    assert done.scores["run"]["prompts cut to fit the model"].endswith(said)
+    assert f"{said}." in done.table
+    again = run(*world(), config, tmp_path / "run")
+    assert timeless(again.scores) == timeless(done.scores)
+
+
+def test_the_card_says_what_the_population_control_did_not_get(first: RunResult, tmp_path: Path) -> None:
+    same = "trained on the anchors' examples, for as many tokens as all anchors together"
+    assert first.scores["run"]["population control"] == same
+    bank = replace(CONFIG.bank, population_beneath=True, population_train=TRAIN)
+    done = run(*world(), replace(CONFIG, bank=bank, methods=("base", "population")), tmp_path / "run")
+    said = done.scores["run"]["population control"]
+    assert said.startswith(same)
+    assert "trained on the whole pool, whose tokens come on top for every method that merges anchors" in said
+    assert run(*world(), replace(CONFIG, methods=("base",)), tmp_path / "base").scores["run"]["population control"] == (
+        "not run"
+    )
+
+
+def test_scores_that_are_no_numbers_name_the_method_and_the_user(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    config = replace(CONFIG, merge=MergeConfig(scale=1e300), methods=("base", "merged-only"))
+    with pytest.raises(
+        ModelError, match=r"'merged-only' gave user 'target-000' scores that are not finite .* lower the"
+    ):
+        run(*world(), config, folder)
+    for name in ("scores.json", "predictions/merged-only.json", "adapters/merged-only.json", "predictions.jsonl"):
+        assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
