@@ -113,6 +113,8 @@ def build_bank(
     data = {
         user.user_id: user_rows(base.tokens, task, user, train=config.train, prompts=config.prompts) for user in anchors
     }
+    if cut := sum(rows.cut_rows for rows in data.values()):
+        log.warning("%d training prompts of the anchors were cut to fit the model, their history first", cut)
     trained = _train_anchors(data, base, folder, config, population, engine, progress)
     vectors = document_vectors(
         encoders.matching, anchors, task.document_text, document=config.match.document, cache=encoders.cache

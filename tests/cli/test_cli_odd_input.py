@@ -61,19 +61,27 @@ def test_citation_titles_with_quotes(tmp_path: Path) -> None:
     assert done.json["run"]["training pairs from"] == ["citation items"]
 
 
-def test_prompt_longer_than_the_context_is_cut_in_its_history_first_and_counted(films: Any, tmp_path: Path) -> None:
-    record = film_record("dan")
-    for item in record["profile"]:
-        item["description"] += " And so it went on." * 40
-    path = write_films(tmp_path / "t_questions.json", [record])
-    bank = tmp_path / "bank"
-    settings = ("--max-tokens", 560, "--history-k", 2)
-    good("bank", "build", "--pool", films.pool, "--task", "lamp-2", *QUICK[:-4], *settings, "--out", bank)
-    done = good(
-        *("generate", "--bank", bank, "--targets", path, "--method", "base", "--out", tmp_path / "answers.jsonl")
-    )
+def test_prompts_longer_than_the_context_are_cut_in_their_history_first_and_counted_everywhere(tmp_path: Path) -> None:
+    files = []
+    for side, names in (("pool", ("ada", "ben", "cleo")), ("target", ("dan",))):
+        records = [film_record(name) for name in names]
+        for item in (item for record in records for item in record["profile"]):
+            item["description"] += " And so it went on." * 40
+        files.append(write_films(tmp_path / f"{side}_questions.json", records))
+    pool, targets = files
+    bank, run = tmp_path / "bank", tmp_path / "run"
+    settings = ("--max-tokens", 1100, "--history-k", 1, "--history-words", 500, "--input-words", 80)
+    done = good("bank", "build", "--pool", pool, "--task", "lamp-2", *QUICK[:-4], *settings, "--out", bank)
+    assert "6 training prompts of the anchors were cut to fit the model, their history first" in done.err
+    common = ("--bank", bank, "--targets", targets)
+    done = good("adapt", *common, *QUICK[-4:], "--out", tmp_path / "adapters")
+    assert "3 training prompts were cut to fit the model, their history first" in done.err
+    done = good("generate", *common, "--adapters", tmp_path / "adapters", "--out", tmp_path / "answers.jsonl")
     assert "1 prompts were cut to fit the model, their history first" in done.err
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+    words = ("run", "lamp-2", "--pool", pool, "--targets", targets, *QUICK, *settings, "--method", "mta")
+    card = good(*words, "--out", run, "--json").json["run"]
+    assert "mta" in card["prompts cut to fit the model"]
 
 
 def test_own_data_from_reading_to_scores(tmp_path: Path) -> None:
@@ -86,8 +94,8 @@ def test_own_data_from_reading_to_scores(tmp_path: Path) -> None:
         ]
         files += [f"--{side}", tmp_path / f"{side}.jsonl"]
         files[-1].write_text("\n".join(map(json.dumps, rows)))
-    words = ("run", "own", *files, "--queries-per-user", 1, *QUICK, "--method", "mta", "--out", tmp_path / "run")
-    done = good(*words, "--json")
+    words = ("run", "own", *files, "--queries-per-user", 1, *QUICK, "--adapt-batch-size", 3, "--method", "mta")
+    done = good(*words, "--out", tmp_path / "run", "--json")
     assert (done.json["people"], done.json["queries"]) == (2, 2)
     assert done.json["methods"]["mta"]["updates_per_user"] == pytest.approx(1)
 

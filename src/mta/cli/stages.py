@@ -144,6 +144,8 @@ def adapt(
         resources = _resources(loaded, model, out, _adapt_plan(loaded, model, preset, given), progress)
         people = personalize_users(users, resources, merged=not adapt_only, name=name)
         record_adapters(people, resources, name=name)
+    if people.cut_rows:
+        note(f"{people.cut_rows} training prompts were cut to fit the model, their history first")
     rows = [
         {"user_id": key, "updates": one.updates, "bytes": one.adapter_bytes, "note": one.note}
         for key, one in people.users.items()
