@@ -49,6 +49,7 @@ def line(**values: Any) -> str:
         ('{"query_id": "1", "user_id": "a", "gold": "b", "text": "c", "colour": 1}\n', "colour"),
         ('{"query_id": "1", "user_id": "a", "gold": "", "text": "c"}\n', "--golds"),
         ('{"query_id": "1"', "not valid JSON"),
+        (f"{line()}\n{line()}", r"method 'predictions' has 1 queries answered more than once \('1'\)"),
         (line(nll="abc"), "line 1: nll is the text 'abc', not a number or null"),
         (line(nll=float("nan")), "nll is the number nan"),
         (line(nll=True), "nll is the truth value True"),

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,6 +96,14 @@ def _lines(path: Path) -> dict[str, list[Prediction]]:
     for number, value in read_jsonl(path):
         values = _checked(value, f"{path}, line {number}")
         methods.setdefault(values.pop("method", OFFICIAL_METHOD), []).append(Prediction(**values))
+    for name, rows in methods.items():
+        counts = Counter((row.user_id, row.query_id) for row in rows)
+        repeated = [query_id for (_, query_id), count in counts.items() if count > 1]
+        if repeated:
+            raise DataError(
+                f"{path}: method {name!r} has {len(repeated)} queries answered more than once ({first_few(repeated)}); "
+                "wanted one answer each; remove the copies, or name the methods apart"
+            )
     return methods
 
 
