@@ -31,11 +31,12 @@ def section(scores: Mapping[str, Any]) -> str:
     """One task: what was done, and its table."""
     card = scores["run"]
     settings = card["settings"]
+    top_k = settings["top_k"] if "top_k" in settings else settings["match"]["top_k"]  # where earlier runs have it
     wanted = ("capped target users", "capped pool users", "left out of the pool", "wall seconds of this call")
     facts = [
         f"- `{card['command']}`",
         f"- {scores['people']} people, {scores['queries']} questions; seeds {scores['seeds']}; anchors asked / kept: "
-        f"{card['anchors asked / kept']}; K = {settings['match']['top_k']}; merge {card['merge cat vs linear']}",
+        f"{card['anchors asked / kept']}; K = {top_k}; merge {card['merge cat vs linear']}",
         *(f"- {name}: {card[name]}" for name in wanted if name in card),
     ]
     return "\n".join([f"## {scores['task']}", "", *facts, "", markdown_table(scores)])
