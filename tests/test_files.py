@@ -16,6 +16,7 @@ from mta.files import (
     MAX_NAME_BYTES,
     SAFE_CHARACTERS,
     atomic_path,
+    expand_home,
     make_folder,
     read_json,
     read_jsonl,
@@ -28,6 +29,7 @@ from mta.files import (
     write_jsonl,
     write_text,
 )
+from permissions import permissions_count
 
 # names ------------------------------------------------------------------------------------------------------------
 
@@ -137,11 +139,17 @@ def test_errors_of_the_system_name_the_path_and_the_next_step(tmp_path: Path) ->
             attempt()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="Permission denied"):
+    with permissions_count(), pytest.raises(StorageError, match="Permission denied"):
         write_text(tmp_path / "a.txt", "x")
+
+
+def test_home_folders_are_found_and_nobodys_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/models/x") == tmp_path / "models" / "x"
+    assert expand_home("~no-such-user/x") == Path("~no-such-user/x")
+    assert expand_home("a/~b") == Path("a/~b")
 
 
 # JSON -------------------------------------------------------------------------------------------------------------
