@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from mta.anchors import AnchorSelection, select_anchors
 from mta.bank import (
@@ -95,34 +93,55 @@ def build_bank(
         DataError: no anchor has training examples.
         AdapterError: the population adapter beneath diverged.
     """
-    engine = engine or EngineConfig()
+    build = _Build(task, base, folder, config, encoders, engine or EngineConfig(), progress)
     _refuse_other_bank(folder, task, base)
-    wanted = _build_fingerprint(pool, task, base, config, encoders)
+    wanted = _build_fingerprint(build, pool)
     if (finished := _finished(folder, wanted, base)) is not None:
         shutil.rmtree(folder / "work", ignore_errors=True)  # there if an earlier call was killed at its very end
         return finished
-    selection = _select(pool, task, config, encoders, progress)
-    if len(selection.anchors) < min_anchors:
-        raise ConfigError(
-            f"{len(selection.anchors)} of {config.anchors.bank_size} anchors are kept (an anchor needs more than "
-            f"{config.anchors.min_history} history items), but {min_anchors} are merged per user; lower --top-k or "
-            "--min-history, or give a larger pool"
-        )
-    anchors = [pool[anchor.index] for anchor in selection.anchors]
-    population = _population_beneath(pool, task, base, folder, config, engine, progress)
-    data = {
-        user.user_id: user_rows(base.tokens, task, user, train=config.train, prompts=config.prompts) for user in anchors
-    }
-    if cut := sum(rows.cut_rows for rows in data.values()):
+    selection = _select(build, pool, min_anchors)
+    chosen = [
+        _Chosen(anchor.cluster, pool[anchor.index], build.rows(pool[anchor.index])) for anchor in selection.anchors
+    ]
+    if cut := sum(anchor.rows.cut_rows for anchor in chosen):
         log.warning("%d training prompts of the anchors were cut to fit the model, their history first", cut)
-    trained = _train_anchors(data, base, folder, config, population, engine, progress)
-    vectors = document_vectors(
-        encoders.matching, anchors, task.document_text, document=config.match.document, cache=encoders.cache
-    )
-    bank = _assemble(folder, task, base, config, selection, anchors, data, trained, vectors, encoders, population)
+    population = _population_beneath(build, pool) if config.population_beneath else None
+    trained = _train_anchors(build, chosen, population)
+    kept = [anchor for anchor in chosen if _succeeded(anchor, trained)]
+    if not kept:
+        raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
+    bank = _assemble(build, selection.asked, kept, trained, population)
     write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=trained.seconds)
     shutil.rmtree(folder / "work", ignore_errors=True)
     return bank
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What one bank is made of, apart from its users."""
+
+    task: Task
+    base: BaseModel
+    folder: Path
+    config: BankConfig
+    encoders: Encoders
+    engine: EngineConfig
+    progress: Progress
+
+    def rows(self, user: User, train: TrainConfig | None = None) -> UserRows:
+        """Return a user's training rows, under the anchors' settings by default."""
+        return user_rows(
+            self.base.tokens, self.task, user, train=train or self.config.train, prompts=self.config.prompts
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """An anchor to train."""
+
+    cluster: int
+    user: User
+    rows: UserRows
 
 
 def _refuse_other_bank(folder: Path, task: Task, base: BaseModel) -> None:
@@ -155,83 +174,89 @@ def _finished(folder: Path, wanted: str, base: BaseModel) -> Bank | None:
         return None
 
 
-def _build_fingerprint(
-    pool: Sequence[User], task: Task, base: BaseModel, config: BankConfig, encoders: Encoders
-) -> str:
+def _build_fingerprint(build: _Build, pool: Sequence[User]) -> str:
+    base, encoders = build.base, build.encoders
     people = [(user.user_id, history_fingerprint(user)) for user in pool]
     base_parts = [base.fingerprint, base.tokens.fingerprint, str(base.dtype)]
     models = [*base_parts, encoders.selection.fingerprint, encoders.matching.fingerprint]
-    return sha256_json([SCHEMA, task.task_id, to_dict(config), people, models])
+    return sha256_json([SCHEMA, build.task.task_id, to_dict(build.config), people, models])
 
 
-def _select(
-    pool: Sequence[User], task: Task, config: BankConfig, encoders: Encoders, progress: Progress
-) -> AnchorSelection:
-    users = [user for user in pool if user.history]
-    if not users:
-        raise DataError(f"none of the {len(pool)} pool users has a history; give a pool with histories")
+def _select(build: _Build, pool: Sequence[User], min_anchors: int) -> AnchorSelection:
+    """Choose anchors among the users who have a history; their indices count the whole pool."""
     places = [index for index, user in enumerate(pool) if user.history]
-    with progress("user vectors") as step:
-        vectors = embed_users(encoders.selection, users, task.item_text, cache=encoders.cache, on_progress=step)
+    if not places:
+        raise DataError(f"none of the {len(pool)} pool users has a history; give a pool with histories")
+    users, config = [pool[place] for place in places], build.config.anchors
+    with build.progress("user vectors") as step:
+        vectors = embed_users(
+            build.encoders.selection, users, build.task.item_text, cache=build.encoders.cache, on_progress=step
+        )
     found = select_anchors(
-        vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=config.anchors
+        vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=config
     )
+    if len(found.anchors) < min_anchors:
+        raise ConfigError(
+            f"{len(found.anchors)} of {config.bank_size} anchors are kept (an anchor needs more than "
+            f"{config.min_history} history items), but {min_anchors} are merged per user; lower --top-k or "
+            "--min-history, or give a larger pool"
+        )
     return replace(found, anchors=tuple(replace(anchor, index=places[anchor.index]) for anchor in found.anchors))
 
 
-def _train_anchors(
-    data: Mapping[str, UserRows],
-    base: BaseModel,
-    folder: Path,
-    config: BankConfig,
-    population: Adapter | None,
-    engine: EngineConfig,
-    progress: Progress,
-) -> TrainedSet:
+def _train_anchors(build: _Build, chosen: Sequence[_Chosen], population: Adapter | None) -> TrainedSet:
     beneath = recipe(population) if population else None
-    key = SHARED_INIT if config.shared_init else None
+    key = SHARED_INIT if build.config.shared_init else None
     jobs = [
-        TrainJob(name, rows.rows, config.train, held_out=rows.held_out, frozen=beneath, init_key=key)
-        for name, rows in data.items()
-        if rows.rows
+        TrainJob(
+            anchor.user.user_id,
+            anchor.rows.rows,
+            build.config.train,
+            held_out=anchor.rows.held_out,
+            frozen=beneath,
+            init_key=key,
+        )
+        for anchor in chosen
+        if anchor.rows.rows
     ]
     if not jobs:
         raise DataError(
-            f"none of the {len(data)} anchors has a training example; check that the histories belong to the task "
+            f"none of the {len(chosen)} anchors has a training example; check that the histories belong to the task "
             "(LaMP-1 needs items with a citation, or --allow-proxy)"
         )
-    with progress("bank training") as step:
+    with build.progress("bank training") as step:
         return train_and_store(
-            base,
+            build.base,
             jobs,
-            folder / "work" / "anchors",
-            engine=engine,
+            build.folder / "work" / "anchors",
+            engine=build.engine,
             on_progress=lambda p: step(p.updates, p.total_updates),
         )
 
 
-def _population_beneath(
-    pool: Sequence[User],
-    task: Task,
-    base: BaseModel,
-    folder: Path,
-    config: BankConfig,
-    engine: EngineConfig,
-    progress: Progress,
-) -> Adapter | None:
-    if not config.population_beneath:
-        return None
-    train = config.population_train
-    rows: list[TokenRow] = []
-    held_out: list[TokenRow] = []
-    for user in pool:
-        made = user_rows(base.tokens, task, user, train=train, prompts=config.prompts)
-        rows += made.rows
-        held_out += made.held_out
+def _succeeded(anchor: _Chosen, trained: TrainedSet) -> bool:
+    """Say whether an anchor gave an adapter; the log says why not."""
+    stored = trained.adapters.get(anchor.user.user_id)
+    if stored is not None and not stored.note.diverged:
+        return True
+    reason = "it diverged" if stored else "no training examples"
+    log.warning("anchor %s left out: %s", anchor.user.user_id, reason)
+    return False
+
+
+def _population_beneath(build: _Build, pool: Sequence[User]) -> Adapter:
+    train = build.config.population_train
+    made = [build.rows(user, train) for user in pool]
     stored = train_population(
-        base, rows, train, folder / "work" / "population", engine=engine, held_out=held_out, progress=progress
+        build.base,
+        [row for rows in made for row in rows.rows],
+        train,
+        build.folder / "work" / "population",
+        engine=build.engine,
+        held_out=[row for rows in made for row in rows.held_out],
+        progress=build.progress,
     )
-    return stored.adapters[POPULATION_JOB].load(base)
+    return stored.adapters[POPULATION_JOB].load(build.base)
 
 
 def train_population(
@@ -264,55 +289,41 @@ def train_population(
 
 
 def _assemble(
-    folder: Path,
-    task: Task,
-    base: BaseModel,
-    config: BankConfig,
-    selection: AnchorSelection,
-    anchors: Sequence[User],
-    data: Mapping[str, UserRows],
-    trained: TrainedSet,
-    vectors: Tensor,
-    encoders: Encoders,
-    population: Adapter | None,
+    build: _Build, asked: int, kept: Sequence[_Chosen], trained: TrainedSet, population: Adapter | None
 ) -> Bank:
-    records: list[AnchorRecord] = []
-    adapters: dict[str, Adapter] = {}
-    rows: list[int] = []
-    for place, (chosen, user) in enumerate(zip(selection.anchors, anchors, strict=True)):
-        stored = trained.adapters.get(user.user_id)
-        if stored is None or stored.note.diverged:
-            log.warning("anchor %s left out: %s", user.user_id, "it diverged" if stored else "no training examples")
-            continue
-        adapters[user.user_id] = stored.load(base)
-        records.append(_record(chosen.cluster, user, data[user.user_id], stored))
-        rows.append(place)
-    if not adapters:
-        raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
+    encoder, config = build.encoders.matching, build.config
+    stored = {anchor.user.user_id: trained.adapters[anchor.user.user_id] for anchor in kept}
+    adapters = {name: one.load(build.base) for name, one in stored.items()}
     return Bank(
-        folder=folder,
-        task=task,
+        folder=build.folder,
+        task=build.task,
         config=config,
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        anchors=tuple(records),
+        base_name=build.base.name,
+        base_fingerprint=build.base.fingerprint,
+        anchors=tuple(_record(anchor, stored[anchor.user.user_id]) for anchor in kept),
         adapters=adapters,
-        vectors=vectors[rows],
-        matching_encoder=encoders.matching.fingerprint,
+        vectors=document_vectors(
+            encoder,
+            [anchor.user for anchor in kept],
+            build.task.document_text,
+            document=config.match.document,
+            cache=build.encoders.cache,
+        ),
+        matching_encoder=encoder.fingerprint,
         population=population,
         checksum=adapters_checksum(adapters, population),
-        asked=selection.asked,
+        asked=asked,
     )
 
 
-def _record(cluster: int, user: User, rows: UserRows, stored: StoredAdapter) -> AnchorRecord:
+def _record(anchor: _Chosen, stored: StoredAdapter) -> AnchorRecord:
     return AnchorRecord(
-        user_id=user.user_id,
-        cluster=cluster,
-        history_size=len(user.history),
-        examples=len(rows.rows),
-        source=rows.source,
-        data_fingerprint=history_fingerprint(user),
+        user_id=anchor.user.user_id,
+        cluster=anchor.cluster,
+        history_size=len(anchor.user.history),
+        examples=len(anchor.rows.rows),
+        source=anchor.rows.source,
+        data_fingerprint=history_fingerprint(anchor.user),
         updates=stored.note.updates,
         tokens=stored.note.tokens,
         last_loss=stored.note.last_loss,
