@@ -17,6 +17,7 @@ from mta.files import (
     SAFE_CHARACTERS,
     atomic_path,
     expand_home,
+    folder_if_used,
     make_folder,
     read_json,
     read_jsonl,
@@ -215,3 +216,19 @@ def test_checksums_against_the_plain_hash(tmp_path: Path) -> None:
     text = '{"a":[1,2.5,"\\u2603"],"b":null}'
     assert sha256_json({"b": None, "a": (1, 2.5, "☃")}) == hashlib.sha256(text.encode()).hexdigest()
     assert sha256_json({"b": None, "a": [1, 2.5, "☃"]}) == sha256_json(json.loads(text))
+
+
+def test_a_new_folder_that_stays_empty_goes_when_the_work_fails(tmp_path: Path) -> None:
+    new, old, used = tmp_path / "deep" / "new", tmp_path / "old", tmp_path / "used"
+    old.mkdir()
+    for folder in (new, old, used):
+        with pytest.raises(RuntimeError, match="stop"), folder_if_used(folder):
+            if folder is used:
+                (folder / "kept").touch()
+            raise RuntimeError("stop")
+    assert not new.exists()
+    assert old.is_dir()
+    assert (used / "kept").exists()
+    with folder_if_used(new):
+        pass
+    assert new.is_dir()

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
 def expand_home(text: str) -> Path:
     """Return a path in which a leading "~" or "~name" is that home folder; where nobody has that name it stays."""
     return Path(os.path.expanduser(text))  # Path.expanduser raises a RuntimeError there
+
+
+@contextmanager
+def folder_if_used(path: Path) -> Iterator[None]:
+    """Create the folder `path`; if the block raises and nothing was put into a new one, take it away again."""
+    existed = path.exists()
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # something is in it
+                path.rmdir()
+        raise
 
 
 def make_folder(path: Path) -> Path:

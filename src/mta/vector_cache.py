@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mta.errors import StorageError
 from mta.files import make_folder
+from mta.runtime import cache_folder
 
 TIMEOUT_S = 60.0
 KEYS_PER_QUERY = 500
@@ -131,3 +132,8 @@ def _packed(key: bytes, vector: Tensor) -> tuple[int, bytes]:
 
 def _is_whole(key: bytes, crc: object, blob: object, dimensions: int) -> bool:
     return isinstance(blob, bytes) and len(blob) == 4 * dimensions and crc == zlib.crc32(blob, zlib.crc32(key))
+
+
+def default_cache() -> VectorCache:
+    """Return the cache that all runs on this account share, in the cache folder."""
+    return VectorCache(cache_folder() / "vectors.sqlite")

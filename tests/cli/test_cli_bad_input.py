@@ -148,6 +148,7 @@ def test_bank_larger_than_the_pool(films: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     message = refused("run", "lamp-2", *films.both, *QUICK, "--bank-size", 9, *METHODS, "--out", out)
     assert "asks for 9 clusters, but the pool has 3 users" in message
+    assert not out.exists()
 
 
 def test_values_out_of_range(films: Any, tmp_path: Path) -> None:

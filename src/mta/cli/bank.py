@@ -55,9 +55,9 @@ def anchors(
     from mta.config import BankConfig, MergeConfig, TrainConfig
     from mta.encoders import embed_users, load_encoder
     from mta.files import write_json
-    from mta.runtime import cache_folder, choose_device
+    from mta.runtime import choose_device
     from mta.tasks import get_task
-    from mta.vector_cache import VectorCache
+    from mta.vector_cache import default_cache
 
     found = get_task(task)
     bank = BankConfig()
@@ -65,7 +65,7 @@ def anchors(
     users = [user for user in load_users(pool, found, skip_malformed=skip_malformed) if user.history]
     encoder = load_encoder(config.encoder, device=choose_device(device))
     with progress_bars() as progress, progress("user vectors") as step:
-        cache = VectorCache(cache_folder() / "vectors.sqlite")
+        cache = default_cache()
         vectors = embed_users(encoder, users, found.item_text, cache=cache, on_progress=step)
     chosen = select_anchors(
         vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=config
@@ -99,9 +99,8 @@ def build(
     from mta.bank_building import Encoders, build_bank
     from mta.cli.loading import load_base, load_users
     from mta.encoders import load_encoder
-    from mta.runtime import cache_folder
     from mta.tasks import get_task
-    from mta.vector_cache import VectorCache
+    from mta.vector_cache import default_cache
 
     found = get_task(task)
     users = load_users(pool, found, skip_malformed=skip_malformed)
@@ -117,7 +116,7 @@ def build(
             model,
             out,
             config=plan.bank,
-            encoders=Encoders(selection, matching, VectorCache(cache_folder() / "vectors.sqlite")),
+            encoders=Encoders(selection, matching, default_cache()),
             engine=plan.engine,
             progress=progress,
         )

@@ -248,18 +248,17 @@ def _adapt_plan(bank: Bank, base: BaseModel, preset: str | None, given: Given) -
 def _match(users: list[User], bank: Bank, plan: Plan, device: str, progress: Progress) -> dict[str, Match]:
     from mta.encoders import load_encoder
     from mta.personalize import match_to_bank
-    from mta.runtime import cache_folder, choose_device
-    from mta.vector_cache import VectorCache
+    from mta.runtime import choose_device
+    from mta.vector_cache import default_cache
 
     encoder = load_encoder(bank.config.match.encoder, device=choose_device(device))
-    cache = VectorCache(cache_folder() / "vectors.sqlite")
+    cache = default_cache()
     return match_to_bank(users, bank, encoder=encoder, top_k=plan.match.top_k, cache=cache, progress=progress)
 
 
 def _resources(bank: Bank, base: BaseModel, folder: Path, plan: Plan, progress: Progress) -> Resources:
     from mta.personalize import Resources
-    from mta.runtime import cache_folder
-    from mta.vector_cache import VectorCache
+    from mta.vector_cache import default_cache
 
     return Resources(
         base=base,
@@ -268,7 +267,7 @@ def _resources(bank: Bank, base: BaseModel, folder: Path, plan: Plan, progress: 
         adapt=plan.adapt,
         folder=folder,
         bank=bank,
-        cache=VectorCache(cache_folder() / "vectors.sqlite"),
+        cache=default_cache(),
         match=plan.match,
         merge=plan.merge,
         engine=plan.engine,

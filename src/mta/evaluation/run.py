@@ -37,17 +37,17 @@ from mta.evaluation.report import write_report
 from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.table import MERGES_APART, csv_table, cut_prompts, markdown_table, not_adapted
-from mta.files import make_folder, read_json, sha256_json, write_json, write_text
+from mta.files import folder_if_used, read_json, sha256_json, write_json, write_text
 from mta.lora.adapter import Adapter
 from mta.merging import Match, merge_distance
 from mta.personalize import PersonalizedUsers, Resources, match_users
 from mta.progress import Progress, silent
 from mta.records import Prediction, User
-from mta.runtime import cache_folder, versions
+from mta.runtime import versions
 from mta.tasks import get_task
 from mta.tasks.examples import query_examples
 from mta.tasks.task import Task
-from mta.vector_cache import VectorCache
+from mta.vector_cache import default_cache
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +135,12 @@ def run(
     methods = methods_for(task, config.methods)
     _check_people(pool, targets, task)
     _check_settings(config, methods)
-    make_folder(folder)
-    base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
-    _refuse_other_run(folder / CONFIG, config, base)
-    resources = _resources(pool, task, config, folder, base=base, progress=progress)
-    matches = match_users(targets, resources)
-    _write_config(folder, config, base)  # only now: all that could be refused beforehand has been
+    with folder_if_used(folder):
+        base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
+        _refuse_other_run(folder / CONFIG, config, base)
+        resources = _resources(pool, task, config, folder, base=base, progress=progress)
+        matches = match_users(targets, resources)
+        _write_config(folder, config, base)  # only now: all that could be refused beforehand has been
     distances = _write_matches(folder, matches, resources.need_bank())
     records = [_method_record(name, targets, resources, folder) for name in methods]
     scores = _score(records, task, config, targets)
@@ -268,7 +268,7 @@ def _encoders(config: RunConfig, base: BaseModel) -> Encoders:
     selection = load_encoder(config.bank.anchors.encoder, device=base.device)
     same = config.bank.match.encoder == config.bank.anchors.encoder
     matching = selection if same else load_encoder(config.bank.match.encoder, device=base.device)
-    return Encoders(selection, matching, VectorCache(cache_folder() / "vectors.sqlite"))
+    return Encoders(selection, matching, default_cache())
 
 
 def _write_matches(folder: Path, matches: Mapping[str, Match], bank: Bank) -> dict[str, float]:
