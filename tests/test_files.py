@@ -221,11 +221,16 @@ def test_checksums_against_the_plain_hash(tmp_path: Path) -> None:
 def test_a_new_folder_that_stays_empty_goes_when_the_work_fails(tmp_path: Path) -> None:
     new, old, used = tmp_path / "deep" / "new", tmp_path / "old", tmp_path / "used"
     old.mkdir()
-    for folder in (new, old, used):
-        with pytest.raises(RuntimeError, match="stop"), folder_if_used(folder):
+
+    def fail_in(folder: Path) -> None:
+        with folder_if_used(folder):
             if folder is used:
                 (folder / "kept").touch()
             raise RuntimeError("stop")
+
+    for folder in (new, old, used):
+        with pytest.raises(RuntimeError, match="stop"):
+            fail_in(folder)
     assert not new.exists()
     assert old.is_dir()
     assert (used / "kept").exists()
