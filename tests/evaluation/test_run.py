@@ -26,6 +26,7 @@ from mta.config import (
     TrainConfig,
 )
 from mta.data.personas import make_pool_and_targets
+from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
@@ -198,6 +199,7 @@ def test_config_and_card_say_what_decided_the_run(first: RunResult) -> None:
     card = first.scores["run"]
     assert (card["command"], card["pool users"], card["target users"]) == ("in a test", 6, 3)
     assert card["anchors asked / kept"] == f"3 / {len(load_bank(first.folder / 'bank').anchors)}"
+    assert card["queries answered in the user's own history"] == len(answers_in_own_history(world()[1]))
     assert card["settings"] == saved["config"]
 
 

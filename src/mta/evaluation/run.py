@@ -28,7 +28,7 @@ from mta.baselines.methods import METHODS, PARTS, find_method
 from mta.baselines.simple import CONTROLS, controls_for
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import find_people, rule_for
-from mta.data.splits import check_disjoint
+from mta.data.splits import answers_in_own_history, check_disjoint
 from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError, unknown_name
 from mta.evaluation.predict import predict
@@ -400,6 +400,7 @@ def _run_card(
         "training pairs from": sorted({anchor.source for anchor in bank.anchors}),
         "population control": _population_effort(bank) if "population" in scores["methods"] else "not run",
         "leak check": "no target person in the pool (ids, shared histories, answers seen)",
+        "queries answered in the user's own history": len(answers_in_own_history(targets)),
         MERGES_APART: f"relative distance {distances['relative']:.4f}, cosine {distances['cosine']:.4f}",
         "not adapted": not_adapted(scores) or "nobody",
         "prompts cut to fit the model": cut_prompts(scores) or "none",
