@@ -9,11 +9,11 @@ seeds, sizes, wall time and the table. Nothing is computed here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mta.evaluation.table import markdown_table
+from mta.evaluation.table import markdown_table, metric_title, shown_metrics
 from mta.files import read_json, write_text
 
 HEAD = """# Real users, small real model
@@ -25,6 +25,18 @@ says, to take minutes; intervals are 95 % over people. Settings are those of the
 ([small_preset.md](small_preset.md)). Made by
 `benchmarks/real_runs.sh`, gathered by `benchmarks/real_runs_page.py`.
 """
+
+
+def overview(found: Sequence[Mapping[str, Any]]) -> str:
+    """All tasks in one table: each task's first metric and the likelihood, without intervals."""
+    columns = [(scores, metric) for scores in found for metric in (shown_metrics(scores)[0], "nll")]
+    names = dict.fromkeys(name for scores in found for name in scores["methods"])
+    head = ["method", *(f"{scores['task']} {metric_title(metric)}" for scores, metric in columns)]
+    lines = [head, ["---", *("---:" for _ in columns)]]
+    for name in names:
+        values = [scores["methods"].get(name, {"metrics": {}})["metrics"].get(metric) for scores, metric in columns]
+        lines.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def section(scores: Mapping[str, Any]) -> str:
@@ -48,7 +60,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     found = [read_json(path) for path in sorted(folder.glob("lamp-*/scores.json"))]
-    write_text(folder / "README.md", "\n\n".join([HEAD.rstrip(), *map(section, found)]) + "\n")
+    write_text(folder / "README.md", "\n\n".join([HEAD.rstrip(), overview(found), *map(section, found)]) + "\n")
 
 
 if __name__ == "__main__":
