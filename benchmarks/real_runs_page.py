@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mta.evaluation.table import markdown_table, metric_title, shown_metrics
+from mta.evaluation.scores import shown_metrics
+from mta.evaluation.table import markdown_table, metric_title
 from mta.files import read_json, write_text
 
 HEAD = """# Real users, small real model

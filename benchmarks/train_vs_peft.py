@@ -71,7 +71,7 @@ def run_floor(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -
         for part in fill_packs(rows, len, tokens_per_batch=engine.tokens_per_batch):
             embeddings = base.model.get_input_embeddings()
             handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-            answer_nll(base, pack_rows(part, device=base.device)).sum().backward()
+            answer_nll(base, pack_rows(part, device=base.device)).sum().backward()  # type: ignore[no-untyped-call]
             handle.remove()
 
 
@@ -120,12 +120,12 @@ class PeftLoop:
         tokens = sum(len(row.answer) for row in rows)
         if self.kind != "plain":
             nll = (self._packed_nll(rows) if self.kind == "packed" else self._padded_nll(rows)) / tokens
-            nll.backward()
+            nll.backward()  # type: ignore[no-untyped-call]
             return float(nll.detach())
         total = 0.0
         for start in range(0, len(rows), 2):
             loss = self._plain_loss(rows[start : start + 2]) / tokens
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
