@@ -16,7 +16,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 1 text and tokens, no tensors of a model
     ("metrics", "retrieval", "prompting", "packing", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths
-    ("lora", "lora.adapter", "lora.routed_linear", "lora.stacked", "lora.slot_adamw", "anchors", "merging"),
+    (
+        "lora", "lora.adapter", "lora.routed_linear", "lora.slot_rows", "lora.stacked", "lora.slot_adamw", "anchors",
+        "merging",
+    ),
     # 3 models: load, attach, train, generate, keep
     (
         "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from helpers import random_adapter, tiny_base
-from mta.adapter_files import adapter_from_tensors, load_adapter, save_adapter
+from mta.adapter_files import load_adapter, save_adapter
 from mta.config import QUERY_VALUE
 from mta.errors import AdapterError, StorageError
-from mta.lora.adapter import Adapter, Factors
+from mta.lora.adapter import Adapter, Factors, adapter_from_tensors
 from mta.tensor_files import load_tensors, save_tensors, tensors_checksum
 from small_world import flip_bit
 

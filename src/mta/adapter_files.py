@@ -14,23 +14,42 @@ from torch import Tensor
 
 from mta.base_model import BaseModel
 from mta.errors import AdapterError
-from mta.lora.adapter import Adapter, Factors
+from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.peft_format import require_finite
 from mta.tensor_files import load_tensors, save_tensors
 
 
 def save_adapter(path: Path, adapter: Adapter, *, base: BaseModel, note: Mapping[str, Any]) -> None:
     """Write an adapter atomically, with the base model's name and fingerprint and a JSON note."""
-    require_finite(adapter, str(path))
+    save_trained(path, dict(adapter.tensors()), base=base, note=note)
+
+
+def save_trained(path: Path, tensors: Mapping[str, Tensor], *, base: BaseModel, note: Mapping[str, Any]) -> None:
+    """Write what was trained on a base model atomically, with that model's name and fingerprint and a JSON note.
+
+    Raises:
+        AdapterError: a value is not finite.
+    """
+    require_finite(tensors, str(path))
     full = {**note, "base": base.name, "base_fingerprint": base.fingerprint}
-    save_tensors(path, dict(adapter.tensors()), metadata={"note": json.dumps(full, sort_keys=True)})
+    save_tensors(path, tensors, metadata={"note": json.dumps(full, sort_keys=True)})
 
 
 def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter, dict[str, Any]]:
-    """Read an adapter and its note.
+    """Read an adapter and its note; see `load_trained`.
+
+    Raises:
+        AdapterError: also where the tensors are not those of an adapter.
+    """
+    tensors, note = load_trained(path, base=base)
+    return adapter_from_tensors(tensors, where=str(path)), note
+
+
+def load_trained(path: Path, *, base: BaseModel | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_trained` wrote: the tensors and the note.
 
     Args:
-        path: file written by `save_adapter`.
+        path: the file.
         base: the model it will be applied to; None skips the check.
 
     Raises:
@@ -38,8 +57,7 @@ def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter,
         AdapterError: it is damaged, holds NaN, or was trained on another base model.
     """
     tensors, metadata = load_tensors(path)
-    adapter = adapter_from_tensors(tensors, where=str(path))
-    require_finite(adapter, str(path))
+    require_finite(tensors, str(path))
     note = _note(metadata.get("note", "{}"), path)
     if base is not None and note.get("base_fingerprint") != base.fingerprint:
         raise AdapterError(
@@ -47,7 +65,7 @@ def load_adapter(path: Path, *, base: BaseModel | None = None) -> tuple[Adapter,
             f"{str(note.get('base_fingerprint'))[:12]}), this is {base.name!r} ({base.fingerprint[:12]}); "
             "load the base model it was trained on, or train it again"
         )
-    return adapter, note
+    return tensors, note
 
 
 def _note(text: str, path: Path) -> dict[str, Any]:
@@ -60,18 +78,3 @@ def _note(text: str, path: Path) -> dict[str, Any]:
             f"{path}: its note is not a JSON object; it was not written by this package - train it again"
         )
     return note
-
-
-def adapter_from_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Adapter:
-    """Pair up tensors named `<module>.A` and `<module>.B`.
-
-    Raises:
-        AdapterError: a factor is missing or the name is unknown.
-    """
-    modules: dict[str, Factors] = {}
-    for name in tensors:
-        module, _, factor = name.rpartition(".")
-        if factor not in ("A", "B") or f"{module}.A" not in tensors or f"{module}.B" not in tensors:
-            raise AdapterError(f"{where}: tensor {name} has no partner; expected <module>.A and <module>.B pairs")
-        modules[module] = Factors(tensors[f"{module}.A"], tensors[f"{module}.B"])
-    return Adapter(modules)

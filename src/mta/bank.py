@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mta.adapter_files import adapter_from_tensors
 from mta.anchors import DroppedCluster
 from mta.base_model import BaseModel
 from mta.config import BankConfig, from_dict, to_dict
 from mta.errors import BankError, DataError, MtaError, NotFound
 from mta.files import read_json, sha256_json, write_json
-from mta.lora.adapter import Adapter, Factors, require_same_shape
+from mta.lora.adapter import Adapter, Factors, adapter_from_tensors, require_same_shape
 from mta.records import User
 from mta.runtime import versions
 from mta.tasks import get_task

@@ -27,6 +27,8 @@ class TokenRow:
     """Answer tokens with the end-of-answer token; () where there is no answer to learn or score."""
     cut_words: int = 0
     """Words of history or query that were cut to fit."""
+    person: int = 0
+    """Whose row it is among the people of one job, for a job that several people share."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -57,6 +59,8 @@ class Pack:
     """(1, N) int64, starting again at 0 with each row"""
     lengths: tuple[int, ...]
     """Tokens of each row; their sum is N."""
+    people: tuple[int, ...]
+    """Whose each row is, see `TokenRow.person`."""
     sources: Tensor
     """(M,) int64: the positions in the sequence that predict an answer token"""
     targets: Tensor
@@ -79,6 +83,7 @@ def pack_rows(rows: Sequence[TokenRow], *, device: torch.device | str) -> Pack:
         input_ids=_integers([token for sequence in sequences for token in sequence], device)[None],
         position_ids=_integers([place for sequence in sequences for place in range(len(sequence))], device)[None],
         lengths=tuple(map(len, sequences)),
+        people=tuple(row.person for row in rows),
         sources=_integers(sources, device),
         targets=_integers([token for row in rows for token in row.answer], device),
         owners=_integers([index for index, row in enumerate(rows) for _ in row.answer], device),

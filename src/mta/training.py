@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +27,13 @@ import torch
 from torch import Tensor
 
 from mta.base_model import BaseModel
-from mta.config import EngineConfig, TrainConfig
+from mta.config import EngineConfig
 from mta.errors import ConfigError, DataError
 from mta.files import sha256_json
 from mta.forward import answer_nll
-from mta.lora.adapter import Adapter
+from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
-from mta.lora.stacked import TrainableStack
 from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
@@ -47,7 +46,8 @@ class Trained:
     """A finished job."""
 
     job_id: str
-    adapter: Adapter
+    tensors: Mapping[str, Tensor]
+    """What was trained, on the CPU; of a LoRA job `<module>.A` and `<module>.B`."""
     updates: int
     """Updates made."""
     tokens: int
@@ -57,7 +57,12 @@ class Trained:
     held_out_losses: tuple[float, ...]
     """Mean held-out loss before training and after each epoch; () without held-out rows."""
     diverged: bool
-    """True if a gradient was not finite; the adapter is then the last good one."""
+    """True if a gradient was not finite; the values are then the last good ones."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """The trained adapter of a LoRA job."""
+        return adapter_from_tensors(self.tensors, where=self.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def train(
 
     Args:
         base: the frozen model; nothing of it is changed.
-        jobs: rank, alpha, targets and train_a must be equal; everything else may differ per job.
+        jobs: kind, rank, alpha, targets and train_a must be equal; everything else may differ per job.
         engine: packing; it decides speed, not results.
         checkpoint: file for unfinished work; the same call after a kill continues from it and gives the same result.
             Another base model, dtype, job or number of slots ignores it. Jobs whose `Trained` was yielded before the
@@ -146,33 +151,29 @@ def _check(jobs: Sequence[TrainJob]) -> None:
             raise DataError(f"{job.job_id!r} has no training examples; leave this user out, or give more history")
         if any(not row.answer for row in (*job.rows, *job.held_out)):
             raise DataError(f"{job.job_id!r} has a training example without an answer; every example needs one")
-        mine, first = _stack_key(job.config), _stack_key(jobs[0].config)
+        mine, first = _stack_key(job), _stack_key(jobs[0])
         if mine != first:
             raise ConfigError(
-                f"jobs {jobs[0].job_id!r} and {job.job_id!r} differ in (rank, alpha, target_modules, train_a): "
+                f"jobs {jobs[0].job_id!r} and {job.job_id!r} differ in (kind, rank, alpha, target_modules, train_a): "
                 f"{first} and {mine}; train them in separate calls"
             )
 
 
-def _stack_key(config: TrainConfig) -> tuple[int, float, tuple[str, ...], bool]:
-    return config.rank, config.alpha, config.target_modules, config.train_a
+def _stack_key(job: TrainJob) -> tuple[str, int, float, tuple[str, ...], bool]:
+    config = job.config
+    return job.kind.name, config.rank, config.alpha, config.target_modules, config.train_a
 
 
 class _Engine:
     """The slots, the queue and one round of work."""
 
     def __init__(self, base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, dtype: torch.dtype) -> None:
-        config = jobs[0].config
         self.base, self.jobs, self.engine = base, list(jobs), engine
-        self.stack = TrainableStack(
-            base.shapes(config.target_modules),
+        self.stack = jobs[0].kind.make(
+            jobs,
+            base.shapes(jobs[0].config.target_modules),
             slots=min(engine.slots, len(jobs)),
-            rank=config.rank,
-            scaling=config.scaling,
-            frozen_rank=max((job.frozen.rank for job in jobs if job.frozen), default=0),
-            train_a=config.train_a,
-            device=base.device,
-            dtype=dtype,
+            like=torch.empty(0, device=base.device, dtype=dtype),
             compute_dtype=base.dtype,
         )
         self.optimizer = SlotAdamW(self.stack.parameters, self.stack.gradients)
@@ -198,10 +199,8 @@ class _Engine:
         return [self.live[slot] for slot in sorted(self.live)]
 
     def _prepare(self, live: _Live) -> None:
-        job = live.job
         self.optimizer.reset(live.slot)
-        key = job.job_id if job.init_key is None else job.init_key
-        self.stack.fill(live.slot, seed=job.config.seed, key=key, frozen=job.frozen.make() if job.frozen else None)
+        self.stack.start(live.slot, live.job)
         self.live[live.slot] = live
 
     def round(self) -> list[Trained]:
@@ -233,6 +232,8 @@ class _Engine:
         losses = dict.fromkeys(self.live, 0.0)
         for live, nll in self._run(work, weights=answer_tokens):
             losses[live.slot] += nll / answer_tokens[live.slot]
+        for slot in self.live:
+            self.stack.regularize(slot)
         return self._step(losses)
 
     def _step(self, losses: dict[int, float]) -> dict[int, float]:
@@ -253,7 +254,7 @@ class _Engine:
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
             for part in packs:
                 pack = pack_rows([row for _, row in part], device=self.base.device)
-                self.stack.route([live.slot for live, _ in part], pack.lengths)
+                self.stack.route([live.slot for live, _ in part], pack.lengths, pack.people)
                 nll = answer_nll(self.base, pack)  # (rows,)
                 if weights is not None:
                     counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
@@ -279,7 +280,7 @@ class _Engine:
         state = live.state
         trained = Trained(
             job_id=live.job.job_id,
-            adapter=self.stack.export(live.slot, state.best),
+            tensors=self.stack.export(live.slot, state.best),
             updates=state.step,
             tokens=state.tokens,
             losses=tuple(state.losses),

@@ -74,10 +74,11 @@ def jobs_fingerprint(jobs: Sequence[TrainJob], slots: int) -> str:
 def job_fingerprint(job: TrainJob) -> str:
     """Return a SHA-256 over everything that decides one job's result, the base model aside."""
     frozen = job.frozen.fingerprint if job.frozen else None
-    head = [job.job_id, to_dict(job.config), frozen, job.init_key, len(job.rows), len(job.held_out)]
+    kind = [job.kind.name, job.kind.fingerprint(job)]
+    head = [job.job_id, to_dict(job.config), frozen, job.init_key, kind, len(job.rows), len(job.held_out)]
     digest = hashlib.sha256(json.dumps(head).encode())
     for row in (*job.rows, *job.held_out):
-        digest.update(repr((row.prompt, row.answer)).encode())
+        digest.update(repr((row.prompt, row.answer, row.person)).encode())
     return digest.hexdigest()
 
 

@@ -7,14 +7,109 @@ learning rate. A job can therefore be cut anywhere and continued from its step c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from mta.config import TrainConfig
-from mta.lora.adapter import Recipe
+from mta.lora.adapter import Recipe, adapter_from_tensors
+from mta.lora.stacked import Shapes, Stack, TrainableStack
 from mta.packing import TokenRow
 from mta.seeds import stable_seed
+
+
+class Slots(Stack, Protocol):
+    """S slots of values in training, each one user's; row s of `parameters` holds all that slot s trains."""
+
+    slots: int
+    parameters: Tensor
+    """(S, P)"""
+    gradients: Tensor
+    """(S, P), filled by backward passes"""
+
+    def start(self, slot: int, job: TrainJob) -> None:
+        """Put a job's first values and what lies beneath it into a slot, over whatever it held."""
+
+    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int]) -> None:
+        """Say for each row of the next pack: its slot, its tokens, and whose it is among the job's people."""
+
+    def regularize(self, slot: int) -> None:
+        """Add to a slot's gradient what its loss has besides the likelihood of answers; called once an update."""
+
+    def clear(self, slot: int) -> None:
+        """Zero everything a slot holds."""
+
+    def export(self, slot: int, values: Tensor | None = None) -> Mapping[str, Tensor]:
+        """Return what a slot has trained as named tensors on the CPU, from `values (P,)` where given."""
+
+
+class Kind(Protocol):
+    """What jobs train: an adapter each, or something else that a rival learns."""
+
+    @property
+    def name(self) -> str:
+        """Short name for messages and fingerprints."""
+
+    def fingerprint(self, job: TrainJob) -> Any:
+        """Return as JSON what decides a job's result besides its rows, settings and `frozen`."""
+
+    def make(
+        self, jobs: Sequence[TrainJob], shapes: Shapes, *, slots: int, like: Tensor, compute_dtype: torch.dtype
+    ) -> Slots:
+        """Make empty slots for jobs of equal rank, alpha, targets and train_a, with the device and dtype of `like`."""
+
+    def norm(self, tensors: Mapping[str, Tensor]) -> float:
+        """Return how far from doing nothing that is what a slot exported."""
+
+
+class LoraSlots(TrainableStack):
+    """Slots that train a LoRA adapter each."""
+
+    def start(self, slot: int, job: TrainJob) -> None:
+        """Start a new adapter in a slot, over the job's frozen composition."""
+        key = job.job_id if job.init_key is None else job.init_key
+        self.fill(slot, seed=job.config.seed, key=key, frozen=job.frozen.make() if job.frozen else None)
+
+    def regularize(self, slot: int) -> None:
+        """Add nothing: the loss is the likelihood of the answers alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The usual kind of job: one LoRA adapter over a frozen composition."""
+
+    name: str = "lora"
+
+    def fingerprint(self, job: TrainJob) -> Any:
+        """Nothing: rows, settings and what lies beneath decide everything."""
+        return None
+
+    def make(
+        self, jobs: Sequence[TrainJob], shapes: Shapes, *, slots: int, like: Tensor, compute_dtype: torch.dtype
+    ) -> LoraSlots:
+        """Make empty slots; see `Kind.make`."""
+        config = jobs[0].config
+        return LoraSlots(
+            shapes,
+            slots=slots,
+            rank=config.rank,
+            scaling=config.scaling,
+            frozen_rank=max((job.frozen.rank for job in jobs if job.frozen), default=0),
+            train_a=config.train_a,
+            device=like.device,
+            dtype=like.dtype,
+            compute_dtype=compute_dtype,
+        )
+
+    def norm(self, tensors: Mapping[str, Tensor]) -> float:
+        """Return the Frobenius norm of the adapter's delta."""
+        return adapter_from_tensors(tensors, where=self.name).norm()
+
+
+LORA = Lora()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +126,8 @@ class TrainJob:
     """Finished adapter beneath, made when the job gets a slot, applied un-merged and never changed."""
     init_key: str | None = None
     """Jobs with one key start from one A (a bank's anchors); None uses the job id."""
+    kind: Kind = LORA
+    """What is trained; jobs of one call must share it."""
 
     @property
     def total(self) -> int:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mta.adapter_files import load_adapter, save_adapter
+from torch import Tensor
+
+from mta.adapter_files import load_adapter, load_trained, save_trained
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.errors import DataError, MtaError
@@ -46,7 +48,7 @@ class TrainNote:
     held_out_losses: tuple[float, ...]
     diverged: bool
     delta_norm: float
-    """Frobenius norm of the trained delta over all modules."""
+    """How far from doing nothing: of an adapter, the Frobenius norm of its delta over all modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class StoredAdapter:
     def load(self, base: BaseModel) -> Adapter:
         """Read the adapter; checks the file and the base model."""
         return load_adapter(self.path, base=base)[0]
+
+    def tensors(self, base: BaseModel) -> dict[str, Tensor]:
+        """Read what was trained, whatever kind it is; checks the file and the base model."""
+        return load_trained(self.path, base=base)[0]
 
     def recipe(self, base: BaseModel, *, rank: int) -> Recipe:
         """Return the adapter as a recipe that reads the file when it is needed."""
@@ -180,7 +186,7 @@ def _stored(folder: Path, job: TrainJob, base: BaseModel) -> StoredAdapter | Non
     if not path.exists():
         return None
     try:
-        _, note = load_adapter(path, base=base)
+        _, note = load_trained(path, base=base)
     except MtaError as error:
         log.warning("training %s again: %s", job.job_id, error)
         return None
@@ -200,10 +206,10 @@ def _store(folder: Path, job: TrainJob, done: Trained, base: BaseModel) -> Store
         last_loss=done.losses[-1],
         held_out_losses=done.held_out_losses,
         diverged=done.diverged,
-        delta_norm=done.adapter.norm(),
+        delta_norm=job.kind.norm(done.tensors),
     )
     path = _path(folder, job.job_id)
-    save_adapter(path, done.adapter, base=base, note=asdict(note))
+    save_trained(path, done.tensors, base=base, note=asdict(note))
     return StoredAdapter(path, note)
 
 

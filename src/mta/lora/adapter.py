@@ -102,6 +102,21 @@ def recipe(adapter: Adapter) -> Recipe:
     return Recipe(adapter.fingerprint(), adapter.rank, lambda: adapter)
 
 
+def adapter_from_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Adapter:
+    """Pair up tensors named `<module>.A` and `<module>.B`.
+
+    Raises:
+        AdapterError: a factor is missing or the name is unknown.
+    """
+    modules: dict[str, Factors] = {}
+    for name in tensors:
+        module, _, factor = name.rpartition(".")
+        if factor not in ("A", "B") or f"{module}.A" not in tensors or f"{module}.B" not in tensors:
+            raise AdapterError(f"{where}: tensor {name} has no partner; expected <module>.A and <module>.B pairs")
+        modules[module] = Factors(tensors[f"{module}.A"], tensors[f"{module}.B"])
+    return Adapter(modules)
+
+
 def map_tensors(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:
     """Return the adapter with `change` applied to every tensor, for example to move or cast it."""
     return Adapter({name: Factors(change(f.A), change(f.B)) for name, f in adapter.modules.items()})

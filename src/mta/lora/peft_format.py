@@ -42,7 +42,7 @@ def write_peft(adapter: Adapter, folder: Path, *, base_model: str) -> None:
     Raises:
         AdapterError: the adapter holds NaN or infinity; nothing is written.
     """
-    require_finite(adapter, str(folder))
+    require_finite(dict(adapter.tensors()), str(folder))
     make_folder(folder)
     tensors: dict[str, Tensor] = {}
     for name, factors in adapter.modules.items():
@@ -116,7 +116,7 @@ def _from_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], fold
             f"{folder / WEIGHTS} holds no lora_A tensors; found {', '.join(list(tensors)[:3]) or 'none'}"
         )
     adapter = Adapter(modules)
-    require_finite(adapter, str(folder / WEIGHTS))
+    require_finite(dict(adapter.tensors()), str(folder / WEIGHTS))
     return adapter
 
 
@@ -130,12 +130,12 @@ def _scaling(name: str, rank: int, config: Mapping[str, Any]) -> float:
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def require_finite(adapter: Adapter, where: str) -> None:
-    """Check that an adapter holds no NaN or infinity.
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Check that an adapter's tensors hold no NaN or infinity.
 
     Raises:
-        AdapterError: it does; the message names the first tensor.
+        AdapterError: they do; the message names the first tensor.
     """
-    for name, tensor in adapter.tensors():
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{where}: tensor {name} holds NaN or infinity; the adapter is damaged - train it again")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mta.errors import AdapterError
-from mta.lora.adapter import Adapter, Factors
+from mta.lora.adapter import Adapter
 from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
 from mta.seeds import stable_seed
 
@@ -211,8 +211,8 @@ class TrainableStack:
                 module.frozen_A[slot].zero_()
                 module.frozen_B[slot].zero_()
 
-    def route(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Say which slot each row of the next pack belongs to, and how many tokens it has."""
+    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
+        """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
         self._stretches = stretches(slots, lengths)
 
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -224,15 +224,18 @@ class TrainableStack:
         routes = [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]
         return routed_linear(x, weight, bias, routes)
 
-    def export(self, slot: int, values: Tensor | None = None) -> Adapter:
-        """Return a slot's trained part as a finished adapter (scaling folded into B), copied to the CPU.
+    def export(self, slot: int, values: Tensor | None = None) -> dict[str, Tensor]:
+        """Return a slot's trained part as the tensors of a finished adapter (scaling folded into B), on the CPU.
 
         Args:
             slot: which row.
             values: (P,) parameter row to read instead of the current one, for example a best snapshot.
+
+        Returns:
+            `<module>.A (r, d_in)` and `<module>.B (d_out, r)`, as `Adapter.tensors` names them.
         """
         row = self.parameters[slot] if values is None else values
-        factors: dict[str, Factors] = {}
+        tensors: dict[str, Tensor] = {}
         at = 0
         for name, (d_out, d_in) in self.shapes.items():
             if self.train_a:
@@ -240,8 +243,9 @@ class TrainableStack:
             else:
                 A = self._modules[name].A[slot]
             B, at = row[at : at + d_out * self.rank].view(d_out, self.rank), at + d_out * self.rank
-            factors[name] = Factors(A.detach().cpu().clone(), (B.detach() * self.scaling).cpu())
-        return Adapter(factors)
+            tensors[f"{name}.A"] = A.detach().cpu().clone()
+            tensors[f"{name}.B"] = (B.detach() * self.scaling).cpu()
+        return tensors
 
 
 def _view(rows: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
