@@ -17,8 +17,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics", "retrieval", "prompting", "packing", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths
     (
-        "lora", "lora.adapter", "lora.routed_linear", "lora.slot_rows", "lora.stacked", "lora.slot_adamw", "anchors",
-        "merging",
+        "lora", "lora.adapter", "lora.routed_linear", "lora.slot_rows", "lora.stacked", "lora.slot_adamw", "lora.gates",
+        "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (

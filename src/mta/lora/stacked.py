@@ -220,7 +220,7 @@ class TrainableStack:
 
         Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
         """
-        _check_routed(self._stretches, x, module)
+        check_routed(self._stretches, x, module)
         routes = [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]
         return routed_linear(x, weight, bias, routes)
 
@@ -253,7 +253,12 @@ def _view(rows: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
     return rows[:, start : start + shape[0] * shape[1]].view(-1, *shape)
 
 
-def _check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
+def check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
+    """Check that a module's input is the pack that was routed.
+
+    Raises:
+        AdapterError: it is not.
+    """
     tokens = routed[-1].stop if routed else 0
     if x.shape[0] != 1 or x.shape[1] != tokens:
         raise _not_routed(x, module, f"one pack of {tokens} tokens is routed")
@@ -303,7 +308,7 @@ class FrozenStack:
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output with what each row's adapter contributes."""
         if not self._gathered:
-            _check_routed(self._stretches, x, module)
+            check_routed(self._stretches, x, module)
             A, B = self._factors[module]
             routes = [Route(part.start, part.stop, A[part.slot], B[part.slot]) for part in self._stretches]
             return routed_linear(x, weight, bias, routes)
