@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "training_plan", "training_checkpoint", "training_store", "generation",
     ),
     # 4 the method
-    ("user_rows", "bank", "bank_building", "adaptation", "personalize", "users"),
+    ("user_rows", "bank", "bank_building", "adaptation", "weight_search", "personalize", "users"),
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),
     # 6 many machines, many requests
@@ -143,7 +143,7 @@ PACKAGES = {_name(path, PACKAGE) for path in PACKAGE.rglob("__init__.py")}
 def test_the_package_is_read() -> None:
     assert len(IMPORTS) > 60
     assert {"bank", "merging", "adaptation"} <= IMPORTS["personalize"]
-    assert {"config", "errors", "lora.adapter"} == IMPORTS["merging"]
+    assert {"config", "errors", "lora.adapter", "seeds"} == IMPORTS["merging"]
 
 
 def test_imports_point_down() -> None:

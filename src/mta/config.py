@@ -29,6 +29,9 @@ QUERY_VALUE = ("q_proj", "v_proj")
 MAX_SEED = 2**32 - 1
 """Largest seed that scikit-learn's k-means takes."""
 
+WEIGHTS = ("similarity", "softmax", "uniform", "fixed", "inverted", "search")
+"""Ways to weigh the anchors of one user."""
+
 T = TypeVar("T")
 
 
@@ -193,9 +196,12 @@ class MatchConfig:
     first window (what the authors' code does)."""
     top_k: int = 2
     """Anchors merged per user (K)."""
+    anchors: str = "nearest"
+    """"nearest" takes the most similar anchors; "random" any, drawn anew for each user (a control)."""
 
     def __post_init__(self) -> None:
         _require_one_of(self, "document", ("item_mean", "first512"))
+        _require_one_of(self, "anchors", ("nearest", "random"))
         _require_at_least(self, 1, "top_k")
 
 
@@ -207,9 +213,20 @@ class MergeConfig:
     """"cat" is the exact weighted sum of the deltas; "linear" mixes A and B separately (the authors' code)."""
     scale: float = 1.0
     """Factor on the merged delta; 1 is the paper."""
+    weights: str = "similarity"
+    """"similarity" is the paper's Eq. 6; "softmax" of the similarities over `temperature`; "uniform" 1/K; "fixed" gives
+    the nearest anchor `first_weight` and the others the rest in equal parts; "inverted" gives two anchors each other's
+    weight (the authors' released code); "search" finds the weights that explain the user's own history best."""
+    temperature: float = 0.05
+    """Of "softmax": the smaller, the more the nearest anchor counts."""
+    first_weight: float = 0.5
+    """Of "fixed": the nearest anchor's weight."""
 
     def __post_init__(self) -> None:
         _require_one_of(self, "mode", ("cat", "linear"))
+        _require_one_of(self, "weights", WEIGHTS)
+        _require_above_zero(self, "temperature")
+        _require(0 <= self.first_weight <= 1, f"first_weight is {self.first_weight}; it must be from 0 to 1")
         _require(math.isfinite(self.scale), f"scale is {self.scale}; it must be finite")
 
 

@@ -6,7 +6,7 @@ Vectors and adapters in, adapters out; no model, no file. `weights[k]` always be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from mta.config import MergeConfig
 from mta.errors import AdapterError, ConfigError
 from mta.lora.adapter import Adapter, cat, distance, mix_factors, scale
+from mta.seeds import stable_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +89,86 @@ def match_anchors(
     Raises:
         ConfigError: K is larger than the bank.
     """
+    _require_enough(anchor_ids, top_k)
+    return [
+        _match(user_id, row, anchor_ids, torch.sort(row, descending=True, stable=True).indices[:top_k])
+        for user_id, row in zip(user_ids, similarities, strict=True)
+    ]
+
+
+def random_anchors(
+    user_ids: Sequence[str], similarities: Tensor, anchor_ids: Sequence[str], *, top_k: int, seed: int = 0
+) -> list[Match]:
+    """Draw `top_k` anchors for each user, whatever their similarity; the control for matching.
+
+    The draw depends on the seed and the user's id alone. Arguments, order and errors as for `match_anchors`.
+    """
+    _require_enough(anchor_ids, top_k)
+    matches = []
+    for user_id, row in zip(user_ids, similarities, strict=True):
+        generator = torch.Generator().manual_seed(stable_seed(seed, "anchors", user_id))
+        drawn = torch.randperm(len(anchor_ids), generator=generator)[:top_k]
+        nearest_first = drawn[torch.sort(row[drawn], descending=True, stable=True).indices]
+        matches.append(_match(user_id, row, anchor_ids, nearest_first))
+    return matches
+
+
+def _require_enough(anchor_ids: Sequence[str], top_k: int) -> None:
     if top_k > len(anchor_ids):
         raise ConfigError(
             f"top_k is {top_k} but the bank has {len(anchor_ids)} anchors; "
             f"lower --top-k to at most {len(anchor_ids)} or build a larger bank"
         )
-    matches = []
-    for user_id, row in zip(user_ids, similarities, strict=True):
-        order = torch.sort(row, descending=True, stable=True).indices[:top_k]
-        nearest = row[order]
-        matches.append(
-            Match(
-                user_id,
-                tuple(anchor_ids[int(i)] for i in order),
-                tuple(float(s) for s in nearest),
-                tuple(float(w) for w in similarity_weights(nearest)),
+
+
+def _match(user_id: str, row: Tensor, anchor_ids: Sequence[str], order: Tensor) -> Match:
+    chosen = row[order]
+    return Match(
+        user_id,
+        tuple(anchor_ids[int(i)] for i in order),
+        tuple(float(s) for s in chosen),
+        tuple(float(w) for w in similarity_weights(chosen)),
+    )
+
+
+def softmax_weights(similarities: Tensor, temperature: float) -> Tensor:
+    """Turn the similarities of one user's K anchors into weights w_k = softmax(sim_k / temperature), (K,)."""
+    return torch.softmax(similarities.double() / temperature, dim=0)
+
+
+def fixed_weights(count: int, first: float) -> Tensor:
+    """Return (count,) weights: `first` for the nearest anchor, the rest in equal parts; 1 for an only anchor.
+
+    The paper's figure 3 compares such weights with those of Eq. 6.
+    """
+    if count == 1:
+        return torch.ones(1, dtype=torch.float64)
+    rest = torch.full((count - 1,), (1 - first) / (count - 1), dtype=torch.float64)
+    return torch.cat([torch.tensor([first], dtype=torch.float64), rest])
+
+
+def reweigh(match: Match, config: MergeConfig) -> Match:
+    """Return a match with the weights that `config` asks for; "search" starts from those of Eq. 6, which stay.
+
+    Raises:
+        ConfigError: "inverted" weights of other than two anchors.
+    """
+    similarities = torch.tensor(match.similarities, dtype=torch.float64)
+    if config.weights in ("similarity", "search"):
+        return match
+    if config.weights == "inverted":
+        if len(match.weights) != 2:
+            raise ConfigError(
+                f"inverted weights are defined for two anchors, the match has {len(match.weights)}; use --top-k 2"
             )
-        )
-    return matches
+        return replace(match, weights=match.weights[::-1])
+    if config.weights == "softmax":
+        weights = softmax_weights(similarities, config.temperature)
+    elif config.weights == "fixed":
+        weights = fixed_weights(len(similarities), config.first_weight)
+    else:
+        weights = torch.full_like(similarities, 1 / len(similarities))
+    return replace(match, weights=tuple(weights.tolist()))
 
 
 def merge_cat(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:

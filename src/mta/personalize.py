@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -27,14 +28,19 @@ from mta.errors import BankError
 from mta.files import sha256_json
 from mta.generation import Request, generate
 from mta.lora.adapter import Adapter, Recipe, cat
-from mta.merging import Match, cosine_similarity, match_anchors, merge
+from mta.lora.stacked import OverlayRecipe
+from mta.merging import Match, cosine_similarity, match_anchors, merge, random_anchors, reweigh
 from mta.presets import default_preset, find_preset
 from mta.progress import Progress, silent
 from mta.prompting import render
-from mta.records import Example, Prompt, Query, User
-from mta.tasks.examples import query_examples
+from mta.records import Example, Prediction, Prompt, Query, User
+from mta.tasks.examples import BM25, Retriever, query_examples
 from mta.tasks.task import Task
+from mta.user_rows import user_rows
 from mta.vector_cache import VectorCache
+from mta.weight_search import search_weights
+
+NO_MATCHES: Mapping[str, Match] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Personalized:
 
     user: User
     task: Task
-    adapter: Recipe | None
+    adapter: Recipe | OverlayRecipe | None
     """Everything on top of the base model; None is the bare base model."""
     render: Callable[[Example], Prompt]
     prompts: PromptConfig
@@ -56,6 +62,12 @@ class Personalized:
     """Bytes stored for this user alone (4 bytes a value), anchors not counted."""
     note: str = ""
     """What a reader should know, for example why the user was not adapted."""
+    retriever: Retriever = BM25
+    """How the items shown beside a query are chosen."""
+    answers: Callable[[Sequence[Example]], Sequence[Prediction]] | None = None
+    """Answers of a method that does not ask the base model; None asks it."""
+    finish: Callable[[Prediction], Prediction] | None = None
+    """Last change to each answer of the base model, for example by how often the user gives which label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +133,38 @@ def personalize_users(
     """
     matches = match_users(users, resources) if merged else {}
     beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
-    own = _adapt(users, resources, beneath, name) if adapted else Adaptation({}, {}, 0, 0.0)
+    if adapted:
+        return adapt_over(users, resources, beneath=beneath, matches=matches, name=name)
+    return _put_together(users, resources, matches, beneath, Adaptation({}, {}, 0, 0.0))
+
+
+def adapt_over(
+    users: Sequence[User],
+    resources: Resources,
+    *,
+    beneath: Mapping[str, Recipe],
+    matches: Mapping[str, Match] = NO_MATCHES,
+    name: str,
+) -> PersonalizedUsers:
+    """Train each user's own adapter over a frozen composition and serve both together.
+
+    Args:
+        users: with histories.
+        resources: base model and settings.
+        beneath: user id -> what lies beneath; a user without an entry is adapted on the bare base model.
+        matches: user id -> the anchors merged in it, where there are any.
+        name: sub-folder for the trained adapters.
+    """
+    return _put_together(users, resources, matches, beneath, _adapt(users, resources, beneath, name))
+
+
+def _put_together(
+    users: Sequence[User],
+    resources: Resources,
+    matches: Mapping[str, Match],
+    beneath: Mapping[str, Recipe],
+    own: Adaptation,
+) -> PersonalizedUsers:
     return PersonalizedUsers(
         {user.user_id: _personalized(user, resources, matches, beneath, own) for user in users},
         own.seconds,
@@ -177,7 +220,7 @@ def renderer(task: Task, prompts: PromptConfig) -> Callable[[Example], Prompt]:
 
 
 def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]:
-    """Find each user's nearest anchors in the bank, with their weights (Eq. 4 and 6).
+    """Find each user's anchors in the bank (Eq. 4) with their merge weights (Eq. 6, or as asked for).
 
     Raises:
         BankError: the encoder is not the one the bank's vectors were made with.
@@ -185,12 +228,33 @@ def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]
         DataError: a user has no history, or is an anchor of the bank.
     """
     bank = resources.need_bank()
-    return match_to_bank(
+    found = match_to_bank(
         users,
         bank,
         encoder=resources.encoder or load_encoder(bank.config.match.encoder, device=resources.base.device),
-        top_k=resources.match.top_k,
+        match=resources.match,
         cache=resources.cache,
+        progress=resources.progress,
+    )
+    weighed = {name: reweigh(match, resources.merge) for name, match in found.items()}
+    return _searched(users, resources, weighed) if resources.merge.weights == "search" else weighed
+
+
+def _searched(users: Sequence[User], resources: Resources, matches: Mapping[str, Match]) -> dict[str, Match]:
+    """Weigh the anchors by what explains each user's own history best."""
+    rows = {
+        user.user_id: user_rows(
+            resources.base.tokens, resources.task, user, train=resources.adapt, prompts=resources.prompts
+        ).rows
+        for user in users
+    }
+    return search_weights(
+        resources.base,
+        resources.need_bank(),
+        matches,
+        rows,
+        merging=resources.merge,
+        engine=resources.engine,
         progress=resources.progress,
     )
 
@@ -200,11 +264,11 @@ def match_to_bank(
     bank: Bank,
     *,
     encoder: Encoder,
-    top_k: int,
+    match: MatchConfig,
     cache: VectorCache | None = None,
     progress: Progress = silent,
 ) -> dict[str, Match]:
-    """Find each user's nearest anchors; needs no base model. See `match_users` for the errors."""
+    """Find each user's anchors, with the weights of Eq. 6; needs no base model. See `match_users` for the errors."""
     bank.check_targets(users)
     if encoder.fingerprint != bank.matching_encoder:
         raise BankError(
@@ -222,7 +286,8 @@ def match_to_bank(
         )
     similarities = cosine_similarity(vectors, bank.active_vectors)
     names = [user.user_id for user in users]
-    matches = match_anchors(names, similarities, bank.anchor_ids, top_k=top_k)
+    choose = random_anchors if match.anchors == "random" else match_anchors
+    matches = choose(names, similarities, bank.anchor_ids, top_k=match.top_k)
     return {found.user_id: found for found in matches}
 
 
@@ -294,7 +359,7 @@ def personalize(
         if found.adapter is None:
             return found
         whole = found.adapter.make()
-        return replace(found, adapter=Recipe(found.adapter.fingerprint, whole.rank, lambda: whole))
+        return replace(found, adapter=OverlayRecipe(found.adapter.fingerprint, whole.rank, lambda: whole))
 
 
 def _usual_top_k(bank: Bank) -> int:
@@ -313,7 +378,9 @@ def answer(person: Personalized, text: str, *, base: BaseModel, engine: EngineCo
         DataError: the text is not a query of the task.
     """
     asked = replace(person.user, queries=(Query("query", text),))
-    (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k)
+    (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k, retriever=person.retriever)
+    if person.answers:
+        return person.answers([example])[0].text
     row = base.tokens.row(person.render(example), None, person.prompts, reserve=person.task.max_new_tokens)
     adapter = person.adapter.make() if person.adapter else None
     with torch.inference_mode():

@@ -15,6 +15,7 @@ import pytest
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.base_model import load_base_model
+from mta.baselines.methods import methods_for
 from mta.config import (
     QUERY_VALUE,
     AnchorConfig,
@@ -30,7 +31,7 @@ from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
-from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, methods_for, run
+from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, run
 from mta.files import read_json
 from mta.lora.adapter import recipe
 from mta.merging import merge_cat, merge_distance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,12 +14,15 @@ from mta.config import ALL_LINEAR, MergeConfig
 from mta.errors import AdapterError, ConfigError
 from mta.lora.adapter import Adapter, Factors, cat, distance, mix_factors, scale, truncate
 from mta.merging import (
+    Match,
     cosine_similarity,
     match_anchors,
     merge,
     merge_cat,
     merge_distance,
     merge_linear,
+    random_anchors,
+    reweigh,
     similarity_weights,
 )
 
@@ -143,6 +148,54 @@ def test_weights_by_hand():
     assert similarity_weights(torch.tensor([0.9, 0.6])).tolist() == pytest.approx([0.6, 0.4])
     assert similarity_weights(torch.tensor([-0.2, -0.5])).tolist() == [0.5, 0.5]
     assert similarity_weights(torch.tensor([0.5, -0.5])).tolist() == [1.0, 0.0]
+
+
+MATCH = Match("u", ("a", "b", "c"), (0.8, 0.6, 0.2), (0.5, 0.375, 0.125))
+
+
+def weights_of(match: Match = MATCH, **settings: object) -> list[float]:
+    return list(reweigh(match, MergeConfig(**settings)).weights)
+
+
+def test_other_weights_by_hand():
+    assert weights_of() == [0.5, 0.375, 0.125]
+    assert weights_of(weights="uniform") == pytest.approx([1 / 3] * 3)
+    assert weights_of(weights="fixed", first_weight=0.7) == pytest.approx([0.7, 0.15, 0.15])
+    powers = [math.exp(s / 0.1) for s in MATCH.similarities]
+    assert weights_of(weights="softmax", temperature=0.1) == pytest.approx([p / sum(powers) for p in powers])
+    one = Match("u", ("a",), (0.4,), (1.0,))
+    for name in ("similarity", "softmax", "uniform", "fixed"):
+        assert weights_of(one, weights=name, first_weight=0.3) == [1.0]
+
+
+def test_inverted_weights_give_the_closer_anchor_the_smaller_one():
+    """What the authors' released code does; the paper's Eq. 6, the default, does the opposite."""
+    two = Match("u", ("a", "b"), (0.9, 0.6), (0.6, 0.4))
+    assert weights_of(two, weights="inverted") == [0.4, 0.6]
+    assert weights_of(two) == [0.6, 0.4]
+    with pytest.raises(ConfigError, match="two anchors, the match has 3"):
+        weights_of(weights="inverted")
+
+
+def test_random_anchors_depend_on_the_user_alone():
+    names = [f"a{n}" for n in range(6)]
+    users = [f"u{n}" for n in range(40)]
+    similarity = torch.rand(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = random_anchors(users, similarity, names, top_k=2)
+    (alone,) = random_anchors(["u7"], similarity[7:8], names, top_k=2)
+    assert alone == drawn[7]
+    assert {name for match in drawn for name in match.anchor_ids} == set(names)
+    for row, match in zip(similarity, drawn, strict=True):
+        assert len(set(match.anchor_ids)) == 2
+        assert list(match.similarities) == [float(row[names.index(name)]) for name in match.anchor_ids]
+        assert match.similarities[0] >= match.similarities[1]
+        assert match.weights == tuple(
+            similarity_weights(torch.tensor(match.similarities, dtype=torch.float64)).tolist()
+        )
+    nearest = match_anchors(users, similarity, names, top_k=2)
+    assert sum(one.anchor_ids == two.anchor_ids for one, two in zip(drawn, nearest, strict=True)) < 15
+    with pytest.raises(ConfigError, match="top_k is 7"):
+        random_anchors(["u"], similarity[:1], names, top_k=7)
 
 
 def test_matching_by_hand():

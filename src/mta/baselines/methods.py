@@ -1,51 +1,77 @@
 """Every method by its name in the tables. A method is one function `(users, resources) -> PersonalizedUsers`.
 
 Merge-then-adapt and what is left of it without one part are rows of `PARTS`; whoever keeps, restores or writes adapters
-asks that table. Controls that use no model are in `baselines.simple`. A new rival is one function here or in a file of
-its own, and one line in `METHODS`.
+asks that table. A new rival is one function in a file of its own and one line in `METHODS`; where it means something
+for some tasks only, one line in `ONLY_FOR` too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
-from mta.baselines.population import population
-from mta.config import MergeConfig
+from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
+from mta.baselines.oppu import OppuConfig, oppu
+from mta.baselines.per_pcs import per_pcs
+from mta.baselines.population import population, population_adapt, population_matched_adapt
+from mta.baselines.rag import rag
+from mta.baselines.simple import CONTROLS, control_fits, simple_method
+from mta.baselines.swapped import swapped_user
+from mta.config import MatchConfig, MergeConfig
 from mta.errors import unknown_name
 from mta.personalize import Personalized, PersonalizedUsers, Resources, personalize_users, renderer
 from mta.records import User
+from mta.tasks.task import Task
 
 Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a method puts on top of the base model."""
+    """What a method puts on top of the base model, and what it does otherwise than the run is asked to."""
 
     merged: bool = True
-    """The user's nearest anchors, merged."""
+    """Anchors, merged."""
     adapted: bool = True
     """An adapter trained on the user's own examples."""
-    linear: bool = False
-    """Factors are mixed one by one, as in the authors' code, whatever merge is asked for."""
+    mode: str = ""
+    """How anchors are merged (`MergeConfig.mode`), whatever is asked for; "" as asked."""
+    weights: str = ""
+    """How they are weighed (`MergeConfig.weights`); "" as asked."""
+    anchors: str = ""
+    """Which anchors are taken (`MatchConfig.anchors`); "" as asked."""
 
     def merging(self, asked: MergeConfig) -> MergeConfig:
         """Return how this method merges where `asked` is asked for."""
-        return replace(asked, mode="linear") if self.linear else asked
+        return replace(asked, mode=self.mode or asked.mode, weights=self.weights or asked.weights)
+
+    def matching(self, asked: MatchConfig) -> MatchConfig:
+        """Return how this method chooses anchors where `asked` is asked for."""
+        return replace(asked, anchors=self.anchors or asked.anchors)
 
 
 PARTS: Mapping[str, Parts] = MappingProxyType(
     {
         "merged-only": Parts(adapted=False),
-        "merged-only-linear": Parts(adapted=False, linear=True),
+        "merged-only-linear": Parts(adapted=False, mode="linear"),
+        "merged-only-random": Parts(adapted=False, anchors="random"),
+        "merged-only-uniform": Parts(adapted=False, weights="uniform"),
+        "merged-only-search": Parts(adapted=False, weights="search"),
         "adapt-only": Parts(merged=False),
         "mta": Parts(),
-        "mta-linear": Parts(linear=True),
+        "mta-linear": Parts(mode="linear"),
+        "mta-softmax": Parts(weights="softmax"),
+        "mta-search": Parts(weights="search"),
+        "random-anchors": Parts(anchors="random"),
+        "uniform-weights": Parts(weights="uniform"),
     }
 )
-"""Merge-then-adapt, whole and in parts."""
+"""Merge-then-adapt, whole, in parts, and with one of its choices made otherwise."""
+
+RAG_MTA_K = 3
+"""Items shown in every prompt of "rag+mta"; the other methods show the run's own number, usually one."""
 
 
 def base_model(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
@@ -56,21 +82,48 @@ def base_model(users: Sequence[User], resources: Resources) -> PersonalizedUsers
     )
 
 
+def rag_mta(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+    """Merge-then-adapt with more retrieved items in the prompts of adaptation and answers; the bank is the same."""
+    prompts = replace(resources.prompts, history_k=max(RAG_MTA_K, resources.prompts.history_k))
+    return personalize_users(users, replace(resources, prompts=prompts), name="rag+mta")
+
+
 def _of_parts(name: str, parts: Parts) -> Method:
     def method(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-        asked = replace(resources, merge=parts.merging(resources.merge))
+        asked = replace(resources, merge=parts.merging(resources.merge), match=parts.matching(resources.match))
         return personalize_users(users, asked, merged=parts.merged, adapted=parts.adapted, name=name)
 
     return method
 
 
+def _oppu(name: str, config: OppuConfig) -> Method:
+    return partial(oppu, config=config, name=name)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "base": base_model,
+        **{name: simple_method(control) for name, control in CONTROLS.items()},
+        **{f"rag-{k}": partial(rag, history_k=k) for k in (1, 3, 5)},
+        **{f"rag-dense-{k}": partial(rag, history_k=k, dense=True) for k in (1, 3, 5)},
         "population": population,
+        "population-adapt": population_adapt,
+        "population-matched-adapt": population_matched_adapt,
+        "oppu": _oppu("oppu", OppuConfig()),
+        "oppu-k0": _oppu("oppu-k0", OppuConfig(history_k=0)),
+        "oppu-qv": _oppu("oppu-qv", PUBLISHED_OPPU),
+        "oppu-task": _oppu("oppu-task", OppuConfig(task_adapt="population")),
+        "per-pcs": per_pcs,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
+        "swapped-user": swapped_user,
+        "rag+mta": rag_mta,
     }
 )
+
+ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(
+    {name: partial(control_fits, name) for name in CONTROLS}
+)
+"""Methods that mean something for some tasks only."""
 
 
 def find_method(name: str) -> Method:
@@ -82,3 +135,14 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     return METHODS[name]
+
+
+def methods_for(task: Task, names: Sequence[str]) -> list[str]:
+    """Return the methods that mean something for a task, each once, in the given order.
+
+    Raises:
+        NotFound: a name is no method.
+    """
+    for name in names:
+        find_method(name)
+    return [name for name in dict.fromkeys(names) if name not in ONLY_FOR or ONLY_FOR[name](task)]

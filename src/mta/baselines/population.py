@@ -9,23 +9,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from mta.bank_building import POPULATION_JOB, train_population
 from mta.config import TrainConfig
 from mta.errors import DataError
+from mta.lora.adapter import Recipe
 from mta.packing import TokenRow
-from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer, stack_recipes
+from mta.personalize import Personalized, PersonalizedUsers, Resources, adapt_over, renderer
 from mta.records import User
 from mta.training_plan import updates_per_epoch
 from mta.user_rows import user_rows
 
 
+@dataclass(frozen=True, slots=True)
+class PopulationAdapter:
+    """One adapter for everybody."""
+
+    recipe: Recipe
+    seconds: float
+    """Wall time of its training."""
+    cut_rows: int
+    """Training prompts that were cut to fit."""
+
+
 def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
     """Serve every user with one adapter trained on all anchors' examples together.
 
-    It is trained with the bank's population settings on the very rows of all anchors, for as many tokens as all anchors
-    together were.
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+        AdapterError: the training diverged.
+    """
+    shared = population_adapter(resources)
+    render = renderer(resources.task, resources.prompts)
+    people = {
+        user.user_id: Personalized(user, resources.task, shared.recipe, render, resources.prompts) for user in users
+    }
+    return PersonalizedUsers(people, shared.seconds, shared.cut_rows)
+
+
+def population_adapt(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+    """Adapt every user over the population adapter, with the updates that merge-then-adapt gets over its anchors.
+
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+        AdapterError: the training of the population adapter diverged.
+    """
+    return _adapt_over(users, resources, population_adapter(resources), name="population-adapt")
+
+
+def population_matched_adapt(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+    """Adapt every user over a population adapter that saw the anchors' tokens in one anchor's number of updates.
+
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+        AdapterError: the training of the population adapter diverged.
+    """
+    return _adapt_over(users, resources, population_adapter(resources, matched=True), name="population-matched-adapt")
+
+
+def _adapt_over(
+    users: Sequence[User], resources: Resources, shared: PopulationAdapter, *, name: str
+) -> PersonalizedUsers:
+    people = adapt_over(users, resources, beneath={user.user_id: shared.recipe for user in users}, name=name)
+    return replace(
+        people,
+        train_seconds=people.train_seconds + shared.seconds,
+        cut_rows=people.cut_rows + shared.cut_rows,
+    )
+
+
+def population_adapter(resources: Resources, *, matched: bool = False) -> PopulationAdapter:
+    """Train one adapter on the very rows of all anchors, for as many tokens as all anchors together were.
+
+    Args:
+        resources: base model, bank and its pool.
+        matched: take as many updates as one anchor took on average, each over as many rows as that needs, with the
+            anchors' settings; otherwise the bank's population settings.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -40,32 +101,41 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
             "give the pool file the bank was built from"
         )
     anchors = replace(bank.config.train, held_out_share=0.0)
-    train = replace(bank.config.population_train, held_out_share=0.0, min_updates=0, max_updates=0)
     data = [
         user_rows(resources.base.tokens, bank.task, pool[name], train=anchors, prompts=resources.prompts)
         for name in bank.anchor_ids
     ]
     rows = [row for made in data for row in made.rows]
-    tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
+    active = [anchor for anchor in bank.anchors if not anchor.retired]
+    tokens = sum(anchor.tokens for anchor in active)
+    if matched:
+        train = same_updates(anchors, rows, tokens, updates=round(fmean(anchor.updates for anchor in active)))
+    else:
+        train = same_tokens(bank.config.population_train, rows, tokens)
     trained = train_population(
         resources.base,
         rows,
-        same_tokens(train, rows, tokens),
-        resources.folder / "population",
+        train,
+        resources.folder / ("population-matched" if matched else "population"),
         engine=resources.engine,
         progress=resources.progress,
     )
     shared = trained.adapters[POPULATION_JOB].recipe(resources.base, rank=train.rank)
-    adapter = stack_recipes([shared])
-    render = renderer(resources.task, resources.prompts)
-    people = {user.user_id: Personalized(user, resources.task, adapter, render, resources.prompts) for user in users}
-    return PersonalizedUsers(people, trained.seconds, sum(made.cut_rows for made in data))
+    return PopulationAdapter(shared, trained.seconds, sum(made.cut_rows for made in data))
 
 
 def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:
-    """Return the settings under which training on `rows` sees about `tokens` tokens."""
+    """Return the settings under which training on all of `rows` sees about `tokens` tokens."""
+    train = replace(train, held_out_share=0.0, min_updates=0, max_updates=0)
     per_epoch = updates_per_epoch(len(rows), train)
     rows_per_update = min(len(rows), per_epoch * train.batch_size) / per_epoch  # dropped rows are not seen
     per_update = rows_per_update * sum(map(len, rows)) / len(rows)
     updates = max(1, round(tokens / per_update))
     return replace(train, epochs=math.ceil(updates / per_epoch), max_updates=updates)
+
+
+def same_updates(train: TrainConfig, rows: Sequence[TokenRow], tokens: int, *, updates: int) -> TrainConfig:
+    """Return the settings under which `updates` updates on `rows` see about `tokens` tokens."""
+    per_row = sum(map(len, rows)) / len(rows)
+    batch_size = max(1, min(len(rows), round(tokens / per_row / max(1, updates))))
+    return same_tokens(replace(train, batch_size=batch_size), rows, tokens)

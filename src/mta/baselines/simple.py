@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mta.errors import ConfigError
 from mta.metrics import parse_rating
+from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
 from mta.records import Example, HistoryItem, Prediction, User
 from mta.retrieval import TextIndex
 from mta.tasks.task import Task
@@ -90,10 +92,14 @@ CONTROLS: dict[str, Control] = {"majority": majority, "nearest": nearest, "lead"
 """Method name in tables -> control."""
 
 
+def control_fits(name: str, task: Task) -> bool:
+    """Say whether a control means something for a task: no majority of free texts, no lead for labels."""
+    return name != ("majority" if task.kind == "text" else "lead")
+
+
 def controls_for(task: Task) -> Mapping[str, Control]:
-    """Return the controls that mean something for a task: no majority of free texts, no lead for labels."""
-    without = "majority" if task.kind == "text" else "lead"
-    return {name: control for name, control in CONTROLS.items() if name != without}
+    """Return the controls that mean something for a task."""
+    return {name: control for name, control in CONTROLS.items() if control_fits(name, task)}
 
 
 def default_answer(task: Task) -> str:
@@ -101,6 +107,22 @@ def default_answer(task: Task) -> str:
     if task.kind == "text":
         return ""
     return task.labels[len(task.labels) // 2] if task.kind == "rating" else task.labels[0]
+
+
+def simple_method(control: Control) -> Callable[[Sequence[User], Resources], PersonalizedUsers]:
+    """Return a control as a method: it answers by itself and asks no model."""
+
+    def method(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
+        task, prompts = resources.task, resources.prompts
+        render = renderer(task, prompts)
+        return PersonalizedUsers(
+            {
+                user.user_id: Personalized(user, task, None, render, prompts, answers=partial(control, task, user))
+                for user in users
+            }
+        )
+
+    return method
 
 
 def _answer(task: Task, item: HistoryItem) -> str | None:

@@ -67,8 +67,9 @@ def run(
 
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
+    from mta.baselines.methods import methods_for
     from mta.cli.loading import load_base, load_users
-    from mta.evaluation.run import DEFAULT_METHODS, methods_for
+    from mta.evaluation.run import DEFAULT_METHODS
     from mta.evaluation.run import run as run_all
     from mta.tasks import get_task
 

@@ -253,7 +253,7 @@ def _match(users: list[User], bank: Bank, plan: Plan, device: str, progress: Pro
 
     encoder = load_encoder(bank.config.match.encoder, device=choose_device(device))
     cache = default_cache()
-    return match_to_bank(users, bank, encoder=encoder, top_k=plan.match.top_k, cache=cache, progress=progress)
+    return match_to_bank(users, bank, encoder=encoder, match=plan.match, cache=cache, progress=progress)
 
 
 def _resources(bank: Bank, base: BaseModel, folder: Path, plan: Plan, progress: Progress) -> Resources:

@@ -7,7 +7,7 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mta.bank import Bank, load_bank
@@ -72,6 +72,6 @@ def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -
 def _settings(adapters: Path, method: str) -> AdapterSettings:
     """Read a method's record; one that only merges may have that of the method that adapts on top of the same merge."""
     parts = PARTS[method]
-    alike = [name for name, other in PARTS.items() if (other.merged, other.linear) == (parts.merged, parts.linear)]
+    alike = [name for name, other in PARTS.items() if replace(other, adapted=parts.adapted) == parts]
     names = [method] if parts.adapted else [method, *alike]
     return read_settings(adapters, next((name for name in names if (adapters / f"{name}.json").exists()), method))

@@ -6,7 +6,7 @@ labels. Free text: greedy text, and the likelihood of the gold answer's tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.generation import Request, generate, score_answers, score_labels
 from mta.lora.adapter import Adapter
+from mta.lora.stacked import Overlay
 from mta.packing import TokenRow
 from mta.personalize import Personalized
 from mta.progress import Step
@@ -40,11 +41,11 @@ class Predictions:
 def predict(
     people: Sequence[Personalized], *, base: BaseModel, engine: EngineConfig, step: Step | None = None
 ) -> Predictions:
-    """Answer every query of every person.
+    """Answer every query of every person, before a method's last change (`finish`).
 
     Args:
         people: personalized users of one task.
-        base: the frozen model.
+        base: the frozen model; methods with answers of their own do not ask it.
         engine: packing.
         step: called with (queries answered, queries in all).
     """
@@ -52,11 +53,19 @@ def predict(
     cut = 0
     total = sum(len(person.user.queries) for person in people)
     for start in range(0, len(people), USERS_PER_CHUNK):
-        asked = _ask(people[start : start + USERS_PER_CHUNK], base.tokens)
+        chunk = people[start : start + USERS_PER_CHUNK]
+        asked = _ask([person for person in chunk if person.answers is None], base.tokens)
         if asked:
             rows += _predict(people[0], asked, base, engine, partial(_pass_on, step, len(rows), total))
+        for person in chunk:
+            rows += person.answers(examples_of(person)) if person.answers else ()
         cut += sum(request.row.cut_words > 0 for _, request in asked)
     return Predictions(tuple(rows), cut)
+
+
+def finished(people: Mapping[str, Personalized], rows: Sequence[Prediction]) -> list[Prediction]:
+    """Apply each person's last change to the answers."""
+    return [change(row) if (change := people[row.user_id].finish) else row for row in rows]
 
 
 def _pass_on(step: Step | None, done_before: int, total: int, done: int) -> None:
@@ -64,12 +73,17 @@ def _pass_on(step: Step | None, done_before: int, total: int, done: int) -> None
         step(done_before + done, total)
 
 
+def examples_of(person: Personalized) -> tuple[Example, ...]:
+    """Return a person's queries with the items shown beside each."""
+    return query_examples(person.task, person.user, history_k=person.prompts.history_k, retriever=person.retriever)
+
+
 def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Request]]:
     """Turn queries into requests; people who share an adapter share one copy of it."""
-    made: dict[str, Adapter] = {}
+    made: dict[str, Adapter | Overlay] = {}
     asked = []
     for person in people:
-        examples = query_examples(person.task, person.user, history_k=person.prompts.history_k)
+        examples = examples_of(person)
         if person.adapter and examples and person.adapter.fingerprint not in made:
             made[person.adapter.fingerprint] = person.adapter.make()
         adapter = made.get(person.adapter.fingerprint) if person.adapter else None

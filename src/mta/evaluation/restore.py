@@ -10,7 +10,7 @@ about the adapters that gave the answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,8 @@ def restore_users(users: Sequence[User], resources: Resources, *, method: str) -
         settings.check_bank(resources.need_bank(), resources.folder)
         merge, matches = settings.merge, {user.user_id: settings.match(user.user_id) for user in users}
     elif parts and parts.merged:
-        merge, matches = parts.merging(merge), match_users(users, resources)
+        merge = parts.merging(merge)
+        matches = match_users(users, replace(resources, merge=merge, match=parts.matching(resources.match)))
     people = {}
     for user in users:
         match = matches.get(user.user_id)

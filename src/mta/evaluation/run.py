@@ -24,14 +24,14 @@ from typing import Any
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import METHODS, PARTS, find_method
-from mta.baselines.simple import CONTROLS, controls_for
+from mta.baselines.methods import PARTS, find_method, methods_for
+from mta.baselines.simple import CONTROLS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import find_people, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
 from mta.encoders import load_encoder
-from mta.errors import ConfigError, DataError, unknown_name
-from mta.evaluation.predict import predict
+from mta.errors import ConfigError, DataError
+from mta.evaluation.predict import finished, predict
 from mta.evaluation.predictions_file import require_finite, write_predictions
 from mta.evaluation.report import write_report
 from mta.evaluation.restore import record_adapters
@@ -45,7 +45,6 @@ from mta.progress import Progress, silent
 from mta.records import Prediction, User
 from mta.runtime import versions
 from mta.tasks import get_task
-from mta.tasks.examples import query_examples
 from mta.tasks.task import Task
 from mta.vector_cache import default_cache
 
@@ -149,20 +148,6 @@ def run(
         **_run_card(config, resources, targets, scores, distances, time.monotonic() - started),
     }
     return _write_results(folder, scores, records, targets, task)
-
-
-def methods_for(task: Task, names: Sequence[str]) -> list[str]:
-    """Return the methods that mean something for a task, in the given order.
-
-    Raises:
-        NotFound: a name is no method.
-    """
-    known = {**METHODS, **CONTROLS}
-    for name in names:
-        if name not in known:
-            raise unknown_name("method", name, known)
-    fitting = {**METHODS, **controls_for(task)}
-    return [name for name in dict.fromkeys(names) if name in fitting]
 
 
 def _check_people(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
@@ -284,16 +269,14 @@ def _write_matches(folder: Path, matches: Mapping[str, Match], bank: Bank) -> di
 
 
 def _method_record(name: str, targets: Sequence[User], resources: Resources, folder: Path) -> MethodRecord:
-    if name in CONTROLS:
-        return MethodRecord(name=name, predictions=_control(name, targets, resources.task), updates_per_user=0.0)
     people = find_method(name)(targets, resources)
-    answers = _answers(name, people, resources, folder / "predictions" / f"{name}.json")
+    answers = _answers(name, people, resources, folder / "predictions")
     if name in PARTS:
         record_adapters(people, resources, name=name)
     count = len(people.users)
     return MethodRecord(
         name=name,
-        predictions=answers.rows,
+        predictions=finished(people.users, answers.rows),
         updates_per_user=sum(person.updates for person in people.users.values()) / count,
         adapter_bytes_per_user=sum(person.adapter_bytes for person in people.users.values()) / count,
         train_seconds=people.train_seconds,
@@ -304,39 +287,46 @@ def _method_record(name: str, targets: Sequence[User], resources: Resources, fol
     )
 
 
-def _control(name: str, targets: Sequence[User], task: Task) -> list[Prediction]:
-    control = CONTROLS[name]
-    return [row for user in targets for row in control(task, user, query_examples(task, user, history_k=1))]
-
-
 @dataclass(frozen=True, slots=True)
 class _Answers:
     """One method's answers to all queries."""
 
     rows: list[Prediction]
-    seconds: float
+    seconds: float | None
+    """None where no model was asked."""
     cut_prompts: int
 
 
-def _answers(name: str, people: PersonalizedUsers, resources: Resources, path: Path) -> _Answers:
-    """Answer, or read the answers back where exactly these were given before."""
+def _answers(name: str, people: PersonalizedUsers, resources: Resources, folder: Path) -> _Answers:
+    """Answer, or read the answers back where exactly these were given before, by this method or another."""
+    if any(person.answers for person in people.users.values()):
+        return replace(_ask(name, people, replace(resources, progress=silent)), seconds=None)
+    path = folder / f"{name}.json"
     wanted = predictions_fingerprint(people, resources.base, resources.task)
-    saved = _saved(path)
-    if saved.get("fingerprint") == wanted:
-        rows = [Prediction(**row) for row in saved["predictions"]]
-        return _Answers(rows, float(saved["seconds"]), int(saved["cut_prompts"]))
+    for earlier in (path, *sorted(folder.glob("*.json"))):
+        saved = _saved(earlier)
+        if saved.get("fingerprint") == wanted:
+            rows = [Prediction(**row) for row in saved["predictions"]]
+            answers = _Answers(rows, float(saved["seconds"]), int(saved["cut_prompts"]))
+            break
+    else:
+        answers = _ask(name, people, resources)
+    content = {
+        "fingerprint": wanted,
+        "seconds": answers.seconds,
+        "cut_prompts": answers.cut_prompts,
+        "predictions": list(map(asdict, answers.rows)),
+    }
+    write_json(path, content)
+    return answers
+
+
+def _ask(name: str, people: PersonalizedUsers, resources: Resources) -> _Answers:
     started = time.monotonic()
     with resources.progress(f"answers of {name}") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
     require_finite(name, made.rows)
-    answers = _Answers(list(made.rows), time.monotonic() - started, made.cut_prompts)
-    saved = {
-        "seconds": answers.seconds,
-        "cut_prompts": answers.cut_prompts,
-        "predictions": list(map(asdict, made.rows)),
-    }
-    write_json(path, {"fingerprint": wanted, **saved})
-    return answers
+    return _Answers(list(made.rows), time.monotonic() - started, made.cut_prompts)
 
 
 def _saved(path: Path) -> dict[str, Any]:
@@ -356,6 +346,7 @@ def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Ta
             name,
             person.adapter.fingerprint if person.adapter else None,
             to_dict(person.prompts),
+            person.retriever.name,
             [(query.query_id, query.text, query.gold) for query in person.user.queries],
             [(item.item_id, dict(item.fields)) for item in person.user.history],
         )

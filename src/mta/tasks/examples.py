@@ -1,7 +1,7 @@
 """Examples of a user: training examples from the history, evaluation examples from the queries.
 
 Training is leave-one-out: beside the example made from an item, only other items of the history are shown,
-the most relevant first. Queries see the whole history.
+the most relevant first (BM25). Queries see the whole history.
 
 Example:
     >>> training_examples(get_task("lamp-2"), user, history_k=1, seed=0).source
@@ -19,7 +19,36 @@ from mta.records import Example, HistoryItem, Query, User
 from mta.retrieval import TextIndex
 from mta.tasks.task import Task, TrainingPair, TrainingPairs
 
+Search = Callable[[Mapping[str, str], int, Collection[str]], tuple[HistoryItem, ...]]
+"""Fields of a question, how many items, ids of items not to show -> the items to show, most relevant first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retriever:
+    """A way to choose the items of a history that are shown beside a question."""
+
+    name: str
+    """Identifies the choice: equal names choose alike."""
+    index: Callable[[Task, tuple[HistoryItem, ...]], Search]
+    """Task, history -> its search."""
+
+
 NOT_A_LABEL = "the answer is not one of the task's labels"
+
+
+def _bm25(task: Task, history: tuple[HistoryItem, ...]) -> Search:
+    index = TextIndex([task.retrieval_text(item) for item in history])
+    position = {item.item_id: place for place, item in enumerate(history)}
+
+    def search(fields: Mapping[str, str], history_k: int, hidden_ids: Collection[str]) -> tuple[HistoryItem, ...]:
+        hidden = {position[item_id] for item_id in hidden_ids}
+        ranked = index.rank(task.retrieval_query(fields), top_k=history_k, exclude=hidden)
+        return tuple(history[place] for place in ranked)
+
+    return search
+
+
+BM25 = Retriever("bm25", _bm25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +88,7 @@ def training_examples(
     """
     check_history(task, user)
     made = _pairs(task, user, seed=seed, allow_proxy=allow_proxy)
-    retrieve = _retriever(task, user.history)
+    retrieve = BM25.index(task, user.history)
     examples = tuple(
         Example(
             example_id=pair.item_id,
@@ -73,17 +102,23 @@ def training_examples(
     return TrainingExamples(examples=examples, source=made.source, reasons=made.reasons)
 
 
-def query_examples(task: Task, user: User, *, history_k: int) -> tuple[Example, ...]:
+def query_examples(task: Task, user: User, *, history_k: int, retriever: Retriever = BM25) -> tuple[Example, ...]:
     """Turn a user's queries into examples that may show any item of the history.
 
     The answer is "" where the file has no gold.
+
+    Args:
+        task: what is asked.
+        user: whose queries are asked.
+        history_k: items shown beside each query, at most.
+        retriever: how they are chosen.
 
     Raises:
         DataError: an item lacks a field the task needs, an input cannot be parsed, or a gold answer is not
             one of the task's labels.
     """
     check_history(task, user)
-    retrieve = _retriever(task, user.history)
+    retrieve = retriever.index(task, user.history)
     examples = []
     for query in user.queries:
         fields = _parse(task, user, query)
@@ -159,20 +194,6 @@ def _pairs(task: Task, user: User, *, seed: int, allow_proxy: bool) -> TrainingP
     if made.pairs or not allow_proxy or task.proxy_pairs is None:
         return made
     return task.proxy_pairs(user, seed)
-
-
-def _retriever(
-    task: Task, history: tuple[HistoryItem, ...]
-) -> Callable[[Mapping[str, str], int, Collection[str]], tuple[HistoryItem, ...]]:
-    index = TextIndex([task.retrieval_text(item) for item in history])
-    position = {item.item_id: place for place, item in enumerate(history)}
-
-    def retrieve(fields: Mapping[str, str], history_k: int, hidden_ids: Collection[str]) -> tuple[HistoryItem, ...]:
-        hidden = {position[item_id] for item_id in hidden_ids}
-        ranked = index.rank(task.retrieval_query(fields), top_k=history_k, exclude=hidden)
-        return tuple(history[place] for place in ranked)
-
-    return retrieve
 
 
 def _parse(task: Task, user: User, query: Query) -> Mapping[str, str]:
