@@ -1,7 +1,7 @@
 """Answers of many users in shared batches: greedy text, label scores, and likelihood of the gold answer.
 
-Every request carries its own adapter (or none, for the bare base model). Requests of all users share batches;
-each batch holds its distinct adapters side by side and routes every row to its own.
+Every request carries its own adapter (another overlay, or none for the bare base model). Requests of all users share
+batches; each batch holds its distinct adapters side by side and routes every row to its own.
 
 Example:
     >>> generate(base, [Request(row, adapter)], max_new_tokens=10, engine=EngineConfig())
@@ -23,7 +23,7 @@ from mta.config import EngineConfig
 from mta.forward import answer_nll
 from mta.lora.adapter import Adapter
 from mta.lora.attach import attached
-from mta.lora.stacked import FrozenStack
+from mta.lora.stacked import Overlay, inference_stack
 from mta.packing import TokenRow, fill_packs, left_pad, length_buckets, pack_rows
 
 
@@ -32,7 +32,7 @@ class Request:
     """One prompt to answer, with the adapter that answers it."""
 
     row: TokenRow
-    adapter: Adapter | None = None
+    adapter: Adapter | Overlay | None = None
 
 
 def generate(
@@ -178,12 +178,13 @@ def _routed(
     base: BaseModel, requests: Sequence[Request], *, lengths: Sequence[int] | None = None
 ) -> AbstractContextManager[None]:
     """Attach the batch's distinct adapters and route each row to its own; `lengths` are those of a pack's rows."""
-    distinct: dict[int, Adapter | None] = {id(r.adapter): r.adapter for r in requests}
+    distinct: dict[int, Adapter | Overlay | None] = {id(r.adapter): r.adapter for r in requests}
     if all(adapter is None for adapter in distinct.values()):
         return nullcontext()
     place = {key: index for index, key in enumerate(distinct)}
     targets = {name.rsplit(".", 1)[-1] for adapter in distinct.values() if adapter for name in adapter.modules}
-    stack = FrozenStack(list(distinct.values()), base.shapes(sorted(targets)), device=base.device, dtype=base.dtype)
+    shapes = base.shapes(sorted(targets))
+    stack = inference_stack(list(distinct.values()), shapes, device=base.device, dtype=base.dtype)
     rows = [place[id(r.adapter)] for r in requests]
     if lengths is None:
         stack.route(torch.tensor(rows, device=base.device))

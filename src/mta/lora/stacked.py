@@ -11,9 +11,9 @@ different slots are disjoint by construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,73 @@ class Stack(Protocol):
         """Return the module's output for `x (batch, T, d_in)`, (batch, T, d_out), each row's delta included."""
 
 
+class RoutedStack(Stack, Protocol):
+    """A stack of finished things whose rows say which of them they go through."""
+
+    def route(self, rows: Tensor) -> None:
+        """Choose what each row of a padded batch goes through, (batch,) indices; holds until the next choice."""
+
+    def route_pack(self, adapters: Sequence[int], lengths: Sequence[int]) -> None:
+        """Choose the same for each row of the next pack, and give its number of tokens."""
+
+
+class Overlay(Protocol):
+    """Something finished on top of a base model that is no plain adapter, for example experts routed by token."""
+
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """What it has on each linear layer it touches, by the layer's name."""
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of what belongs to its user alone."""
+
+    def make_stack(
+        self,
+        together: Sequence[Adapter | Overlay | None],
+        shapes: Shapes,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> RoutedStack:
+        """Make the stack of a batch, itself among others; see `inference_stack`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayRecipe:
+    """An overlay as the way to make it, as `Recipe` is of an adapter."""
+
+    fingerprint: str
+    """Identifies the result."""
+    rank: int
+    make: Callable[[], Adapter | Overlay]
+
+
+def inference_stack(
+    together: Sequence[Adapter | Overlay | None],
+    shapes: Shapes,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> RoutedStack:
+    """Make the stack of a batch.
+
+    Args:
+        together: the distinct things in it, of one kind; None is the bare base model and goes with all kinds.
+        shapes: modules of the model with (d_out, d_in).
+        device: where the model computes.
+        dtype: dtype of its activations.
+
+    Raises:
+        AdapterError: they are not of one kind, or belong to another base model.
+    """
+    for one in together:
+        if one is not None and not isinstance(one, Adapter):
+            return one.make_stack(together, shapes, device=device, dtype=dtype)
+    adapters = [one for one in together if one is None or isinstance(one, Adapter)]
+    return FrozenStack(adapters, shapes, device=device, dtype=dtype)
+
+
 def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """Add one adapter's delta per batch row, with the addition fused into the second product.
 
@@ -53,7 +120,8 @@ def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return torch.baddbmm(y, torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
 
 
-def _not_routed(x: Tensor, module: str, routed: str) -> AdapterError:
+def not_routed(x: Tensor, module: str, routed: str) -> AdapterError:
+    """Return the error of an input whose rows are not those that `routed` says are routed."""
     return AdapterError(
         f"module {module} got input of shape {tuple(x.shape)} while {routed}; route every row of the batch or pack "
         "before its forward pass"
@@ -261,7 +329,7 @@ def check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
     """
     tokens = routed[-1].stop if routed else 0
     if x.shape[0] != 1 or x.shape[1] != tokens:
-        raise _not_routed(x, module, f"one pack of {tokens} tokens is routed")
+        raise not_routed(x, module, f"one pack of {tokens} tokens is routed")
 
 
 class FrozenStack:
@@ -314,7 +382,7 @@ class FrozenStack:
             return routed_linear(x, weight, bias, routes)
         A, B = self._gathered[module]
         if x.dim() != 3 or x.shape[0] != len(A):
-            raise _not_routed(x, module, f"{len(A)} rows are routed")
+            raise not_routed(x, module, f"{len(A)} rows are routed")
         return add_routed(torch.nn.functional.linear(x, weight, bias), x, A, B)
 
 
