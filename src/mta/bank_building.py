@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 SHARED_INIT = "bank"
 """Key of the initial A that all anchors of a bank share."""
 POPULATION_JOB = "population"
+WORK = "work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def build_bank(
     encoders: Encoders,
     engine: EngineConfig | None = None,
     min_anchors: int = 1,
+    work: Path | None = None,
     progress: Progress = silent,
 ) -> Bank:
     """Choose anchors from a pool, train them all at once, and write the bank.
@@ -85,6 +87,8 @@ def build_bank(
         encoders: loaded encoders; they must be those `config` names.
         engine: packing.
         min_anchors: refuse, before any training, to build a bank of fewer.
+        work: where finished trainings wait for the bank. Builds that share a folder, for example banks of several
+            sizes, train no anchor twice, and leave it; one inside `folder` is used and removed if not given.
         progress: told about each stage.
 
     Raises:
@@ -93,11 +97,11 @@ def build_bank(
         DataError: no anchor has training examples.
         AdapterError: the population adapter beneath diverged.
     """
-    build = _Build(task, base, folder, config, encoders, engine or EngineConfig(), progress)
+    build = _Build(task, base, folder, work or folder / WORK, config, encoders, engine or EngineConfig(), progress)
     _refuse_other_bank(folder, task, base)
     wanted = _build_fingerprint(build, pool)
     if (finished := _finished(folder, wanted, base)) is not None:
-        shutil.rmtree(folder / "work", ignore_errors=True)  # there if an earlier call was killed at its very end
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # there if an earlier call was killed at its very end
         return finished
     selection = _select(build, pool, min_anchors)
     chosen = [
@@ -112,7 +116,7 @@ def build_bank(
         raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
     bank = _assemble(build, selection.asked, kept, trained, population)
     write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=trained.seconds)
-    shutil.rmtree(folder / "work", ignore_errors=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
     return bank
 
 
@@ -123,6 +127,7 @@ class _Build:
     task: Task
     base: BaseModel
     folder: Path
+    work: Path
     config: BankConfig
     encoders: Encoders
     engine: EngineConfig
@@ -228,7 +233,7 @@ def _train_anchors(build: _Build, chosen: Sequence[_Chosen], population: Adapter
         return train_and_store(
             build.base,
             jobs,
-            build.folder / "work" / "anchors",
+            build.work / "anchors",
             engine=build.engine,
             on_progress=lambda p: step(p.updates, p.total_updates),
         )
@@ -251,7 +256,7 @@ def _population_beneath(build: _Build, pool: Sequence[User]) -> Adapter:
         build.base,
         [row for rows in made for row in rows.rows],
         train,
-        build.folder / "work" / "population",
+        build.work / "population",
         engine=build.engine,
         held_out=[row for rows in made for row in rows.held_out],
         progress=build.progress,

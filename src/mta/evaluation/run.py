@@ -24,7 +24,7 @@ from typing import Any
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import PARTS, find_method, methods_for
+from mta.baselines.methods import PARTS, Method, find_method, methods_for
 from mta.baselines.simple import CONTROLS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import find_people, rule_for
@@ -132,22 +132,40 @@ def run(
     started = time.monotonic()
     task = get_task(config.task_id)
     methods = methods_for(task, config.methods)
-    _check_people(pool, targets, task)
-    _check_settings(config, methods)
-    with folder_if_used(folder):
-        base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
-        _refuse_other_run(folder / CONFIG, config, base)
-        resources = _resources(pool, task, config, folder, base=base, progress=progress)
-        matches = match_users(targets, resources)
-        _write_config(folder, config, base)  # only now: all that could be refused beforehand has been
-    distances = _write_matches(folder, matches, resources.need_bank())
-    records = [_method_record(name, targets, resources, folder) for name in methods]
+    resources = open_run(pool, targets, config, folder, base=base, progress=progress)
+    distances = _write_matches(folder, match_users(targets, resources), resources.need_bank())
+    records = [method_record(name, find_method(name), targets, resources, folder) for name in methods]
     scores = _score(records, task, config, targets)
     scores["run"] = {
         **(notes or {}),
         **_run_card(config, resources, targets, scores, distances, time.monotonic() - started),
     }
     return _write_results(folder, scores, records, targets, task)
+
+
+def open_run(
+    pool: Sequence[User],
+    targets: Sequence[User],
+    config: RunConfig,
+    folder: Path,
+    *,
+    base: BaseModel | None = None,
+    progress: Progress = silent,
+) -> Resources:
+    """Check everything that can be refused beforehand, build or load the bank, and return what methods need.
+
+    Arguments and errors as for `run`.
+    """
+    task = get_task(config.task_id)
+    _check_people(pool, targets, task)
+    _check_settings(config, methods_for(task, config.methods))
+    with folder_if_used(folder):
+        base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
+        _refuse_other_run(folder / CONFIG, config, base)
+        resources = _resources(pool, task, config, folder, base=base, progress=progress)
+        resources.need_bank().check_targets(targets)
+        _write_config(folder, config, base)
+    return resources
 
 
 def _check_people(pool: Sequence[User], targets: Sequence[User], task: Task) -> None:
@@ -268,8 +286,19 @@ def _write_matches(folder: Path, matches: Mapping[str, Match], bank: Bank) -> di
     return {name: sum(row[name] for row in apart) / len(apart) for name in ("relative", "cosine")}
 
 
-def _method_record(name: str, targets: Sequence[User], resources: Resources, folder: Path) -> MethodRecord:
-    people = find_method(name)(targets, resources)
+def method_record(
+    name: str, method: Method, targets: Sequence[User], resources: Resources, folder: Path
+) -> MethodRecord:
+    """Personalize the targets with one method and answer their queries, or read back what is there already.
+
+    Args:
+        name: row of the table and name of the file of answers.
+        method: see `baselines.methods`.
+        targets: users with queries and gold answers.
+        resources: what the method needs.
+        folder: run folder.
+    """
+    people = method(targets, resources)
     answers = _answers(name, people, resources, folder / "predictions")
     if name in PARTS:
         record_adapters(people, resources, name=name)
