@@ -24,7 +24,9 @@ from mta.evaluation.reference_layout import write_reference_layout
 from mta.evaluation.reference_results import user_metrics
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import RunConfig, run
-from mta.evaluation.scores import check_scores
+from mta.evaluation.scores import MethodRecord, build_scores, check_scores
+from mta.evaluation.slices import slice_scores, usual_partitions
+from mta.evaluation.statistics import standard_deviation
 from mta.files import read_json
 from mta.lora.peft_format import CONFIG
 from mta.records import Prediction
@@ -197,6 +199,30 @@ def test_scores(finished: Path) -> None:
         assert _keys(method["metrics"]) == _keys(method["ci95"]) == _keys(real["methods"]["mta"]["metrics"])
     assert _keys(example["comparisons"][0]) == _keys(real["comparisons"][0])
     assert _keys(example["run"]) <= _keys(real["run"])
+    mta = example["methods"]["mta"]
+    for metric, values in mta["by_seed"].items():
+        assert mta["seed_sd"][metric] == pytest.approx(standard_deviation(values), abs=1e-4)
+
+
+def test_judged_and_slices_of_the_scores() -> None:
+    (example,) = _values("scores")
+    rows = [Prediction("q", user_id, "comedy", "comedy", nll=1.0) for user_id in ("ann", "bob")]
+    records = [MethodRecord(name=name, predictions=rows) for name in ("mta", "rag-1")]
+    metrics, labels = get_task("lamp-2").metrics, get_task("lamp-2").labels
+    real = build_scores("lamp-2", records, base="b", seeds=[1], metrics=metrics, labels=labels, judged="mta")
+    assert _keys(example["judged"]) == _keys(real["judged"])
+    assert _keys(example["methods"]["mta"]["metrics"]) == _keys(example["judged"]["best_rival"])
+    partitions = usual_partitions(get_task("lamp-2"), [], pool=[], anchors=[], similarities={})
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in partitions)
+    assert _keys(example["slices"]) <= _keys(partitions)
+    found = slice_scores(
+        records, {"p": dict.fromkeys([("ann", "q"), ("bob", "q")], "all")}, metrics=metrics, labels=labels
+    )
+    for entries in example["slices"].values():
+        for entry in entries.values():
+            assert _keys(entry) == _keys(found["p"]["all"])
+            assert _keys(entry["methods"]["mta"]) == _keys(found["p"]["all"]["methods"]["mta"])
 
 
 def test_bank(finished: Path) -> None:

@@ -19,8 +19,13 @@ from mta.evaluation.scores import (
     build_scores,
     check_scores,
     finite,
+    is_proven,
+    is_rival,
+    planned_comparisons,
+    second_methods,
     shown_metrics,
 )
+from mta.evaluation.statistics import holm
 from mta.evaluation.table import (
     comparison_rows,
     csv_table,
@@ -28,6 +33,7 @@ from mta.evaluation.table import (
     format_p,
     format_score,
     markdown_comparisons,
+    markdown_slices,
     markdown_table,
     method_notes,
 )
@@ -57,12 +63,15 @@ def three_methods(**more: Any) -> dict[str, Any]:
 
 def test_scores_have_the_form_of_the_file(tmp_path: Any) -> None:
     scores = three_methods(comparisons=[("mta", "base"), ("mta", "majority")])
-    assert list(scores) == ["task", "base", "seeds", "people", "queries", "methods", "comparisons"]
+    assert list(scores) == [
+        *("task", "base", "seeds", "people", "queries", "methods", "judged", "comparisons", "slices"),
+    ]
+    assert (scores["judged"], scores["slices"]) == (None, {})
     assert (scores["people"], scores["queries"], scores["seeds"]) == (3, 6, [42])
     mta = scores["methods"]["mta"]
     assert set(mta) == {
         *("metrics", "ci95", "updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds"),
-        *("cut_prompts", "cut_training_prompts", "not_adapted"),
+        *("cut_prompts", "cut_training_prompts", "not_adapted", "seeds", "by_seed", "seed_sd"),
     }
     assert set(mta["metrics"]) == set(mta["ci95"]) == {"accuracy", "macro_f1", "label_accuracy", "nll"}
     assert mta["metrics"]["accuracy"] == pytest.approx(5 / 6)
@@ -83,6 +92,23 @@ def test_comparisons_cover_the_metrics_both_have() -> None:
     assert accuracy["people"] == 3
     # Three people: base 1, 0, 0 right and mta 2, 2, 1. Only swapping all or none keeps the full difference.
     assert accuracy["p_value"] == 2 / 8
+    assert accuracy["p_holm"] == 4 / 8
+    assert scores["comparisons"][2]["p_holm"] == scores["comparisons"][2]["p_value"]  # majority has no label accuracy
+
+
+def test_corrected_p_values_are_of_one_metric_and_one_first_method() -> None:
+    scores = three_methods(judged="mta", comparisons=[("mta", "base"), ("majority", "base")])
+    pairs = [(row["a"], row["b"]) for row in scores["comparisons"] if row["metric"] == "accuracy"]
+    assert pairs == [("mta", "base"), ("mta", "majority"), ("majority", "base")]
+    for row in scores["comparisons"]:
+        family = [r["p_value"] for r in scores["comparisons"] if (r["a"], r["metric"]) == (row["a"], row["metric"])]
+        same = [
+            r["p_holm"]
+            for r in scores["comparisons"]
+            if (r["a"], r["metric"], r["p_value"]) == (row["a"], row["metric"], row["p_value"])
+        ]
+        assert row["p_holm"] in same
+        assert sorted(holm(family))[sorted(family).index(row["p_value"])] == row["p_holm"]
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:
@@ -132,6 +158,18 @@ def test_what_is_no_scores_file(value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"methods": {"mta": {"metrics": {}, "by_seed": [3]}}}, "'by_seed' of method 'mta' is not an object"),
+        ({"methods": {"mta": {"metrics": {}, "seed_sd": 3}}}, "'seed_sd' of method 'mta' is not an object"),
+        ({"methods": {"mta": {"metrics": {}, "seeds": 3}}}, "'seeds' of method 'mta' is not a list"),
+        ({"judged": "mta"}, "'judged' is not an object with a 'method'"),
+        ({"judged": {"method": "mta", "best_rival": "base"}}, "'best_rival' in 'judged' is not an object"),
+        ({"slices": {"p": 3}}, "'slices' is not an object of objects"),
+        ({"slices": {"p": {"x": {"people": 1}}}}, "slice 'x' of 'p' has not all of people, queries and methods"),
+        ({"slices": {"p": {"x": {"people": 1, "queries": 1, "methods": []}}}}, "'methods' of slice 'x' of 'p' is not"),
+        (
+            {"slices": {"p": {"x": {"people": 1, "queries": 1, "methods": {"mta": {}}}}}},
+            "method 'mta' in slice 'x' of 'p' has no 'metrics'",
+        ),
         ({"methods": {"mta": {}}}, "method 'mta' has no 'metrics'"),
         ({"methods": {"mta": {"metrics": {}, "ci95": []}, "x": 3}}, "method 'x' has no 'metrics'"),
         ({"methods": {"mta": {"metrics": {}, "ci95": [1]}}}, "'ci95' of method 'mta' is not an object"),
@@ -179,7 +217,8 @@ def test_who_was_not_adapted_and_what_was_cut_stands_below_the_table() -> None:
 def test_every_simple_control_is_a_control_of_the_report() -> None:
     assert set(SIMPLE_CONTROLS) < set(CONTROLS)
     assert {"base", "population"} < set(CONTROLS)
-    assert not set(PARTS) & set(CONTROLS)
+    assert not {"mta", "merged-only", "adapt-only"} & set(CONTROLS)
+    assert {name for name in PARTS if "random" in name or "uniform" in name} <= set(CONTROLS)
     records = [record(name, "ab") for name in ("base", "lead", "mta")]
     scores = build_scores("lamp-4", records, base="b", seeds=[1], metrics=["accuracy"], labels=LABELS)
     assert "Controls in the table: base, lead." in comparability(scores)
@@ -196,7 +235,35 @@ def test_markdown_comparisons() -> None:
     assert markdown_comparisons(three_methods()) == ""
     text = markdown_comparisons(three_methods(comparisons=[("mta", "base")]))
     assert "| mta - base | Acc ↑ | +0.667 [" in text
+    assert "| p | p (Holm) |" in text.splitlines()[0]
+    assert "not corrected" not in text
+    assert "corrected over all methods that the first is compared with by the same metric (up to 1)" in text
+    assert "(up to 2)" in markdown_comparisons(three_methods(judged="mta"))
+
+
+def test_scores_of_an_earlier_version_are_read_and_printed() -> None:
+    scores = three_methods(comparisons=[("mta", "base")])
+    del scores["judged"], scores["slices"]
+    for method in scores["methods"].values():
+        del method["seeds"], method["by_seed"], method["seed_sd"]
+    for row in scores["comparisons"]:
+        del row["p_holm"]
+    assert check_scores(scores) == scores
+    assert "**0.833**" in markdown_table(scores)
+    text = markdown_comparisons(scores)
     assert "not corrected for the number of comparisons (4)" in text
+    assert "| 0.250 | – |" in text
+    assert markdown_slices(scores) == ""
+    assert len(list(csv.DictReader(io.StringIO(csv_table(scores))))) == 3
+    page = render_report(scores=[scores], run_card={})
+    assert "not corrected for the number of comparisons (4)" in page
+    assert "<h3>Slices</h3>" not in page
+
+
+def test_a_verdict_goes_by_the_corrected_p_value() -> None:
+    row = {"a": "x", "b": "y", "metric": "accuracy", "ci95": [0.1, 0.3], "p_value": 0.01, "p_holm": 0.06}
+    assert comparison_rows({"comparisons": [row]})[0]["verdict"] == "may be noise"
+    assert comparison_rows({"comparisons": [{**row, "p_holm": 0.04}]})[0]["verdict"] == "x better"
 
 
 @pytest.mark.parametrize(
@@ -264,3 +331,180 @@ def test_costs_with_units(cost: str, value: Any, text: str) -> None:
 def test_numbers() -> None:
     assert [format_score(value) for value in (0.5, 12.3456, 20000.4, None)] == ["0.500", "12.346", "2e+04", "–"]
     assert [format_p(value) for value in (0.0002, 0.0312, 1.0, None)] == ["< .001", "0.031", "1.000", "–"]
+
+
+# who is compared, and marks ---------------------------------------------------------------------------------------
+
+
+def twenty(name: str, right: int, *, nll: float = 1.0, seeds: int = 0) -> MethodRecord:
+    """Twenty people with one query each, of which the first `right` are answered right; equal for every seed."""
+    rows = [
+        Prediction("q", f"u{place}", "a", "a" if place < right else "b", label="a", nll=nll)
+        for _ in range(seeds or 1)
+        for place in range(20)
+    ]
+    seed_of = [seed for seed in range(seeds) for _ in range(20)] if seeds else None
+    return MethodRecord(name=name, predictions=rows, seed_of=seed_of)
+
+
+def scored(*records: MethodRecord, **more: Any) -> dict[str, Any]:
+    parts: dict[str, Any] = {"base": "b", "seeds": [1], "metrics": ["accuracy"], "labels": LABELS, "judged": "mta"}
+    return build_scores("lamp-2", records, **{**parts, **more})
+
+
+def test_who_is_a_rival() -> None:
+    rivals = ("rag-1", "oppu", "per-pcs", "proper", "adapt-only", "merged-only", "population-adapt", "mta2")
+    assert all(is_rival(name, "mta") for name in rivals)
+    others = ("mta", "mta-linear", "mta+prior", "rag+mta", "base", "classical", "population", "swapped-user")
+    assert not any(is_rival(name, "mta") for name in others)
+    assert is_rival("mta", "oppu")
+    assert not is_rival("oppu-k0", "oppu")
+
+
+def test_the_plan_names_everybody_the_best_rival_and_population() -> None:
+    entries = {
+        "base": {"metrics": {"accuracy": 0.9, "nll": 0.1}},
+        "majority": {"metrics": {"accuracy": 0.2}},
+        "rag-1": {"metrics": {"accuracy": 0.5, "nll": 1.0}},
+        "oppu": {"metrics": {"accuracy": 0.5, "nll": 0.8}},
+        "population": {"metrics": {"accuracy": 0.7, "nll": None}},
+        "mta": {"metrics": {"accuracy": 0.6, "nll": 0.9}},
+        "mta-linear": {"metrics": {"accuracy": 0.8, "nll": 0.2}},
+    }
+    plan = planned_comparisons(entries, "accuracy", method="mta")
+    assert plan.others == ("base", "majority", "rag-1", "oppu", "population", "mta-linear")
+    assert (plan.best_rival, plan.population) == ("rag-1", "population")  # rag-1 stands before its equal
+    plan = planned_comparisons(entries, "nll", method="mta")
+    assert (plan.best_rival, plan.population) == ("oppu", None)
+    assert "majority" not in plan.others
+    assert planned_comparisons({"mta": entries["mta"], "base": entries["base"]}, "nll", method="mta").best_rival is None
+    with pytest.raises(NotFound, match="unknown method to compare 'proper'"):
+        planned_comparisons(entries, "nll", method="proper")
+
+
+def test_the_judged_method_is_compared_with_every_other_one() -> None:
+    scores = scored(twenty("base", 2), twenty("rag-1", 5), twenty("population", 4), twenty("mta", 19))
+    assert scores["judged"] == {
+        "method": "mta",
+        "population": "population",
+        "best_rival": {"accuracy": "rag-1", "label_accuracy": "rag-1", "nll": "rag-1"},
+    }
+    rows = [row for row in scores["comparisons"] if row["metric"] == "accuracy"]
+    assert [(row["a"], row["b"]) for row in rows] == [("mta", name) for name in ("base", "rag-1", "population")]
+    assert [row["role"] for row in comparison_rows(scores)][:4:3] == ["", "best rival"]
+    assert "mta - rag-1, best rival |" in markdown_comparisons(scores)
+    with pytest.raises(NotFound, match="unknown method to compare 'mta'; known: base"):
+        scored(twenty("base", 2))
+
+
+def test_an_asterisk_needs_a_gain_over_both_opponents() -> None:
+    scores = scored(twenty("base", 2), twenty("rag-1", 5), twenty("population", 4), twenty("mta", 19))
+    assert is_proven(scores, "mta", "accuracy")
+    assert not is_proven(scores, "mta", "nll")  # equal
+    assert not is_proven(scores, "rag-1", "accuracy")
+    table = markdown_table(scores)
+    assert r"| mta | **0.950**\* [" in table
+    assert table.count(r"\* [") == 1
+    assert r"\*: mta beats both the best rival by that metric and population" in table
+    page = render_report(scores=[scores], run_card={})
+    assert page.count('<b>0.950</b><span class="star">*</span>') == page.count('<span class="star">') == 1
+    assert "*" not in csv_table(scores)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        (twenty("rag-1", 5), twenty("population", 18), twenty("mta", 19)),  # no clear gain over population
+        (twenty("rag-1", 18), twenty("population", 5), twenty("mta", 19)),  # nor over the best rival
+        (twenty("rag-1", 19), twenty("population", 19), twenty("mta", 2)),  # a loss, as certain
+        (twenty("rag-1", 5), twenty("mta", 19)),  # no population in the table
+        (twenty("population", 5), twenty("classical", 5), twenty("mta", 19)),  # no rival
+        (twenty("rag-1", 5), twenty("population", 13), *(twenty(f"lead{n}", 19) for n in range(9)), twenty("mta", 19)),
+    ],
+)
+def test_no_asterisk_without_both(records: tuple[MethodRecord, ...]) -> None:
+    scores = scored(*records)
+    assert not is_proven(scores, "mta", "accuracy")
+    assert r"\* [" not in markdown_table(scores)
+
+
+def test_only_the_corrected_p_value_gives_an_asterisk() -> None:
+    """6 of 20 people gain: p = 2 / 64 alone, but not among nine comparisons."""
+    few = scored(twenty("rag-1", 13), twenty("population", 5), twenty("mta", 19))
+    many = scored(
+        twenty("rag-1", 13), twenty("population", 5), *(twenty(f"x{n}", 19) for n in range(7)), twenty("mta", 19)
+    )
+    for scores, proven in ((few, True), (many, False)):
+        (row,) = [r for r in scores["comparisons"] if (r["b"], r["metric"]) == ("rag-1", "accuracy")]
+        assert row["p_value"] < 0.05
+        assert (row["p_holm"] < 0.05) == proven
+        scores["judged"]["best_rival"]["accuracy"] = "rag-1"
+        assert is_proven(scores, "mta", "accuracy") == proven
+
+
+def test_the_legend_says_why_there_can_be_no_asterisk() -> None:
+    assert "No asterisks: they say that mta beats" in markdown_table(scored(twenty("base", 2), twenty("mta", 19)))
+    plain = markdown_table(scored(twenty("base", 2), twenty("mta", 19), judged=None))
+    assert "sterisk" not in plain
+    assert "Bold: best point estimate. Italics: second best." in plain
+
+
+def test_second_best_is_marked_by_direction_and_ties_share_it() -> None:
+    scores = scored(
+        *(
+            twenty("base", 5, nll=1.0),
+            twenty("rag-1", 15, nll=2.0),
+            twenty("oppu", 15, nll=0.5),
+            twenty("mta", 19, nll=3.0),
+        )
+    )
+    assert second_methods(scores, "accuracy") == {"rag-1", "oppu"}
+    assert (best_methods(scores, "nll"), second_methods(scores, "nll")) == ({"oppu"}, {"base"})
+    assert second_methods(scored(twenty("base", 5), twenty("mta", 6)), "accuracy") == set()
+    assert second_methods(scored(*(twenty(name, 5) for name in ("x", "y", "mta"))), "accuracy") == set()
+    assert "| rag-1 | *0.750* [" in markdown_table(scores)
+    page = render_report(scores=[scores], run_card={})
+    assert page.count("<u>0.750</u>") == 2
+    assert "Underlined: second best." in page
+
+
+# seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_scored_apart_and_one_answer_stands_for_all() -> None:
+    shaky = [twenty("mta", right).predictions for right in (10, 14, 18)]
+    mta = MethodRecord(
+        name="mta",
+        predictions=[row for run in shaky for row in run],
+        seed_of=[seed for seed in (7, 8, 9) for _ in range(20)],
+    )
+    scores = scored(twenty("base", 5), twenty("oppu", 12, seeds=1), mta, seeds=[7, 8, 9])
+    assert scores["queries"] == 20
+    entry = scores["methods"]["mta"]
+    assert (entry["seeds"], entry["by_seed"]["accuracy"]) == ([7, 8, 9], pytest.approx([0.5, 0.7, 0.9]))
+    assert entry["seed_sd"]["accuracy"] == pytest.approx(0.2)
+    oppu, base = scores["methods"]["oppu"], scores["methods"]["base"]
+    assert (oppu["seeds"], oppu["by_seed"]["accuracy"], oppu["seed_sd"]) == ([0], [0.6], None)
+    assert (base["seeds"], base["by_seed"], base["seed_sd"]) == ([], {}, None)
+    accuracy = [row for row in scores["comparisons"] if row["metric"] == "accuracy"]
+    assert [(row["difference"], row["queries"]) for row in accuracy] == [
+        (pytest.approx(0.45), 20),
+        (pytest.approx(0.1), 20),
+    ]
+    assert method_notes(scores) == ["Standard deviation between seeds: mta Acc 0.200, NLL 0.000 (3 seeds)."]
+    rows = list(csv.DictReader(io.StringIO(csv_table(scores))))
+    assert [row["accuracy_seed_sd"] for row in rows[:2]] == ["", ""]
+    assert float(rows[2]["accuracy_seed_sd"]) == pytest.approx(0.2)
+    assert "Answered once, beside every seed of the others: base, oppu." in comparability(scores)
+    json.dumps(scores, allow_nan=False)
+
+
+def test_several_seeds_must_be_the_same_for_all() -> None:
+    one = twenty("oppu", 5, seeds=2)
+    other = MethodRecord(name="mta", predictions=one.predictions, seed_of=[1] * 20 + [2] * 20)
+    with pytest.raises(DataError, match=r"method 'oppu' has the seeds \[0, 1\] and method 'mta' has \[1, 2\]"):
+        scored(one, other)
+    with pytest.raises(DataError, match=r"method 'mta' has \[\]"):
+        scored(one, MethodRecord(name="mta", predictions=one.predictions))
+    with pytest.raises(DataError, match=r"method 'oppu' and method 'mta' cannot be paired"):
+        scored(twenty("oppu", 5, seeds=3), twenty("mta", 5, seeds=2))

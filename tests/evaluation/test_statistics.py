@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from mta.errors import ConfigError, DataError, NotFound
-from mta.evaluation.statistics import MEASURES, measure_names, paired_difference, score_predictions
+from mta.evaluation.statistics import (
+    MEASURES,
+    holm,
+    measure_names,
+    paired_difference,
+    require_same_queries,
+    score_predictions,
+    standard_deviation,
+)
 from mta.metrics import score
 from mta.records import Prediction
 
@@ -270,3 +278,160 @@ def test_pairing_needs_the_same_queries_and_golds() -> None:
         paired_difference(a, a, "nll")
     with pytest.raises(ConfigError, match="permutations is 0"):
         paired_difference(a, a, "accuracy", labels=LABELS, permutations=0)
+
+
+# several seeds ----------------------------------------------------------------------------------------------------
+
+
+def seeds_of(*runs: Sequence[Prediction]) -> tuple[list[Prediction], list[int]]:
+    """Pool the runs, mixed query by query, with their seeds 40, 41, ..."""
+    rows = [(row, 40 + number) for parts in zip(*runs, strict=True) for number, row in enumerate(parts)]
+    return [row for row, _ in rows], [seed for _, seed in rows]
+
+
+def test_scores_of_each_seed_alone_by_hand() -> None:
+    texts = {42: "aab", 40: "abb", 41: "aaa"}
+    rows = [answer(f"u{place}", "q", text) for run in texts.values() for place, text in enumerate(run)]
+    seed_of = [seed for seed in texts for _ in range(3)]
+    found = score_predictions(rows, metrics=["accuracy"], labels=LABELS, seed_of=seed_of)
+    assert found.seeds == (40, 41, 42)
+    assert found.by_seed["accuracy"] == pytest.approx((1 / 3, 1, 2 / 3))
+    assert found.metrics["accuracy"] == pytest.approx(6 / 9)
+    assert standard_deviation(found.by_seed["accuracy"]) == pytest.approx(1 / 3)
+    assert (found.people, found.queries) == (3, 3)
+    assert standard_deviation([0.5]) is None
+
+
+def test_each_seed_alone_is_scored_as_if_it_were_the_only_one() -> None:
+    runs = [random_answers(people=6, queries=3, right=right, seed=7) for right in (0.2, 0.5, 0.8)]
+    rows, seed_of = seeds_of(*runs)
+    names = ["accuracy", "macro_f1"]
+    found = score_predictions(rows, metrics=names, labels=LABELS, seed_of=seed_of)
+    for place, run in enumerate(runs):
+        alone = score_predictions(run, metrics=names, labels=LABELS).metrics
+        assert {name: values[place] for name, values in found.by_seed.items()} == pytest.approx(alone)
+    plain = score_predictions(rows, metrics=names, labels=LABELS)
+    assert (plain.metrics, plain.ci95, plain.by_seed, plain.seeds) == (found.metrics, found.ci95, {}, ())
+
+
+def test_the_same_answers_from_every_seed_change_no_score_and_no_interval() -> None:
+    """Three equal runs are no more evidence than one: the person is drawn with all seeds."""
+    one = random_answers(people=15, queries=2, right=0.5, seed=1)
+    rows, seed_of = seeds_of(one, one, one)
+    names = ["accuracy", "macro_f1"]
+    once = score_predictions(one, metrics=names, labels=LABELS)
+    thrice = score_predictions(rows, metrics=names, labels=LABELS, seed_of=seed_of)
+    assert thrice.metrics == pytest.approx(once.metrics)
+    for name in names:
+        assert thrice.ci95[name] == pytest.approx(once.ci95[name])
+    assert thrice.queries == once.queries == 30
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_one_answer_stands_for_every_seed(metric: str) -> None:
+    runs = [random_answers(people=8, queries=2, right=right, seed=9) for right in (0.3, 0.6, 0.9)]
+    a, _ = seeds_of(*runs)
+    b = random_answers(people=8, queries=2, right=0.4, seed=3)
+    short = paired_difference(a, b[::-1], metric, labels=LABELS)
+    assert short == paired_difference(a, [row for row in b for _ in runs], metric, labels=LABELS)
+    back = paired_difference(b, a, metric, labels=LABELS)
+    assert (back.difference, back.p_value) == (pytest.approx(-short.difference), short.p_value)
+    assert (short.people, short.queries) == (8, 16)
+
+
+def test_difference_over_seeds_equals_a_plain_loop() -> None:
+    runs = [random_answers(people=7, queries=2, right=right, seed=9) for right in (0.3, 0.6, 0.9)]
+    a, _ = seeds_of(*runs)
+    b = random_answers(people=7, queries=2, right=0.4, seed=3)
+    right_b = {(row.user_id, row.query_id): row.text == row.gold for row in b}
+    gain = dict.fromkeys((row.user_id for row in b), 0)
+    for row in a:
+        gain[row.user_id] += (row.text == row.gold) - right_b[row.user_id, row.query_id]
+    found = paired_difference(a, b, "accuracy", labels=LABELS, resamples=6000)
+    assert found.difference == pytest.approx(sum(gain.values()) / len(a))
+    ways = [
+        abs(sum(sign * value for sign, value in zip(signs, gain.values(), strict=True)))
+        for signs in itertools.product([1, -1], repeat=7)
+    ]
+    assert found.p_value == pytest.approx(sum(way >= abs(sum(gain.values())) for way in ways) / len(ways))
+    rng = random.Random(1)
+    drawn = [sum(rng.choices(list(gain.values()), k=7)) / len(a) for _ in range(6000)]
+    assert found.ci95 == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.03)
+
+
+def test_answers_of_unequal_number_are_refused() -> None:
+    once = [answer("u", "1", "a"), answer("v", "1", "a")]
+    require_same_queries(once * 3, once, names=("x", "y"))
+    require_same_queries(once, once * 3, names=("x", "y"))
+    with pytest.raises(DataError, match=r"x and y cannot be paired.*'1' of user 'u' 3 and 2 times; wanted equally"):
+        require_same_queries(once * 3, once * 2, names=("x", "y"))
+    with pytest.raises(DataError, match=r"cannot be paired.*query '1' of user 'u' 2 and 1 times"):
+        require_same_queries([*once, once[0]], once, names=("x", "y"))  # one query lacks its second seed
+    with pytest.raises(DataError, match="different gold answers for query '1' of user 'u'"):
+        require_same_queries(once, [*once, answer("u", "1", "a", "b"), once[1]], names=("x", "y"))
+
+
+def test_seeds_that_do_not_fit_the_answers_are_refused() -> None:
+    rows = [answer("u", "1", "a"), answer("v", "1", "a"), answer("u", "1", "b")]
+    with pytest.raises(DataError, match="3 predictions but 2 seeds"):
+        score_predictions(rows, metrics=["accuracy"], labels=LABELS, seed_of=[1, 2])
+    with pytest.raises(DataError, match=r"seeds 1 and 2 must each answer every query once, but query '1' of user 'v'"):
+        score_predictions(rows, metrics=["accuracy"], labels=LABELS, seed_of=[1, 1, 2])
+    with pytest.raises(DataError, match=r"query '1' of user 'u' is missing or repeated"):
+        score_predictions(rows, metrics=["accuracy"], labels=LABELS, seed_of=[1, 1, 1])
+
+
+# Holm -------------------------------------------------------------------------------------------------------------
+
+
+def holm_by_definition(p_values: Sequence[float]) -> list[float]:
+    """The smallest level at which the step-down procedure rejects each hypothesis, tried level by level."""
+
+    def rejected(level: float) -> set[int]:
+        found: set[int] = set()
+        while left := [place for place in range(len(p_values)) if place not in found]:
+            smallest = min(left, key=lambda place: p_values[place])
+            if p_values[smallest] > level / len(left):
+                break
+            found.add(smallest)
+        return found
+
+    levels = sorted({1.0, *(value * count for value in p_values for count in range(1, len(p_values) + 1))})
+    return [
+        min((level for level in levels if level <= 1 and place in rejected(level * (1 + 1e-12))), default=1.0)
+        for place in range(len(p_values))
+    ]
+
+
+def test_holm_by_hand() -> None:
+    # 4 x .01 = .04; 3 x .02 = .06; 2 x .022 = .044, not below .06; 1 x .5
+    assert holm([0.022, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+    assert holm([0.7, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holm_is_the_smallest_level_that_rejects(seed: int) -> None:
+    rng = random.Random(seed)
+    values = [round(rng.random() ** 3, 2) for _ in range(rng.randint(1, 8))]  # rounded: with ties and zeros
+    found = holm(values)
+    assert found == pytest.approx(holm_by_definition(values))
+    assert all(value <= corrected <= 1 for value, corrected in zip(values, found, strict=True))
+    assert [corrected for _, corrected in sorted(zip(values, found, strict=True))] == sorted(found)
+    shuffled = rng.sample(range(len(values)), len(values))
+    assert holm([values[place] for place in shuffled]) == [found[place] for place in shuffled]
+
+
+def test_holm_keeps_false_findings_below_the_level() -> None:
+    rng = random.Random(3)
+    families = [[rng.random() for _ in range(10)] for _ in range(2000)]
+    assert sum(min(holm(family)) < 0.05 for family in families) / 2000 < 0.065
+    assert sum(min(family) < 0.05 for family in families) / 2000 > 0.35  # without the correction
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_holm_refuses_what_is_no_p_value(value: float) -> None:
+    with pytest.raises(DataError, match="cannot correct a p-value of"):
+        holm([0.5, value])

@@ -78,7 +78,7 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     show_table(["method", *map(metric_title, metrics)], rows, title=run_line(scores))
     rows = [[name, *(format_cost(cost, method.get(cost)) for cost in costs)] for name, method in methods]
     show_table(["method", *(COST_TITLES[cost] for cost in costs)], rows)
-    for line in (reading_line(scores).split(" Bold:")[0], *method_notes(scores), *merges):
+    for line in (reading_line(scores), *method_notes(scores), *merges):
         typer.echo(line)
 
 

@@ -17,20 +17,35 @@ from typing import Any
 from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.plots import plot_layout
-from mta.evaluation.scores import CONTROLS, best_methods, check_scores, finite, interval_of, shown_metrics
-from mta.evaluation.statistics import MEASURES
+from mta.evaluation.scores import (
+    CONTROLS,
+    best_methods,
+    check_scores,
+    finite,
+    interval_of,
+    is_proven,
+    judged_method,
+    opponents_of,
+    second_methods,
+    shown_metrics,
+)
 from mta.evaluation.table import (
     COST_TITLES,
+    SLICES_LINE,
+    SliceTable,
     basis_line,
     comparison_line,
     comparison_rows,
     format_cost,
     format_interval,
     format_score,
+    marks_line,
     method_notes,
+    metric_name,
     metric_title,
     reading_line,
     shown_costs,
+    slice_tables,
 )
 from mta.files import write_text
 
@@ -116,6 +131,7 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[str]:
     for name, meaning in MISSING_CONTROLS.items():
         if name not in methods and set(methods) - set(CONTROLS):
             yield f"Not run: {name} ({meaning})."
+    yield from _opponents(scores)
     yield from _beyond_population(scores)
     yield from _budget(methods)
     if isinstance(scores["people"], int) and scores["people"] < FEW_PEOPLE:
@@ -128,6 +144,22 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[str]:
         yield "One seed: how much another training run would differ is not in the intervals."
     elif seeds:
         yield f"Answers of {len(seeds)} seeds are pooled; a person is drawn with all of them."
+        alone = [name for name, method in methods.items() if "seeds" in method and len(method["seeds"]) < len(seeds)]
+        if alone and len(alone) < len(methods):
+            yield f"Answered once, beside every seed of the others: {', '.join(alone)}."
+
+
+def _opponents(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Name whom the method in question must beat."""
+    name = judged_method(scores)
+    if name is None:
+        return
+    rivals = scores["judged"]["best_rival"]
+    found = [f"{metric_name(metric)}: {rivals[metric]}" for metric in shown_metrics(scores) if rivals.get(metric)]
+    if found:
+        yield f"Best rival of {name} by each metric: {', '.join(found)}."
+    if not any(opponents_of(scores, metric) for metric in rivals):
+        yield f"An asterisk for {name} needs a rival and population in the table; there is none."
 
 
 def _beyond_population(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -141,7 +173,7 @@ def _beyond_population(scores: Mapping[str, Any]) -> Iterator[str]:
         )
         if base is not None and population is not None and ours is not None:
             yield (
-                f"{_title(metric)}: population differs from base by {population - base:+.3f}, "
+                f"{metric_name(metric)}: population differs from base by {population - base:+.3f}, "
                 f"mta by {ours - base:+.3f}. What population gives as well is the task learned, not the person."
             )
             return
@@ -158,10 +190,6 @@ def _budget(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield "Updates per user were not recorded for every method."
 
 
-def _title(metric: str) -> str:
-    return MEASURES[metric].title if metric in MEASURES else metric
-
-
 def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
     metrics, costs = shown_metrics(scores), shown_costs(scores)
     return {
@@ -170,10 +198,12 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": [metric_title(metric) for metric in metrics],
         "costs": [COST_TITLES[cost] for cost in costs],
         "rows": [_method_view(scores, name, metrics, costs) for name in scores["methods"]],
-        "reading": " ".join([reading_line(scores), *method_notes(scores)]),
+        "reading": " ".join([reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores)]),
         "plots": [plot_layout(scores, metric) for metric in metrics],
         "comparisons": comparison_rows(scores),
-        "comparison_line": comparison_line(len(scores.get("comparisons") or ())),
+        "comparison_line": comparison_line(scores),
+        "slices": [_slice_view(table) for table in slice_tables(scores)],
+        "slices_line": SLICES_LINE,
         "statements": comparability(scores),
     }
 
@@ -188,10 +218,21 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
                 "value": format_score(finite(method["metrics"].get(metric))),
                 "interval": format_interval(interval_of(method, metric)),
                 "best": name in best_methods(scores, metric),
+                "second": name in second_methods(scores, metric),
+                "proven": is_proven(scores, name, metric),
             }
             for metric in metrics
         ],
         "costs": [format_cost(cost, method.get(cost)) for cost in costs],
+    }
+
+
+def _slice_view(table: SliceTable) -> dict[str, Any]:
+    return {
+        "name": table.partition,
+        "labels": [{"name": label, "size": size} for label, size in table.labels.items()],
+        "metrics": table.metrics,
+        "rows": [{"name": name, "is_control": name in CONTROLS, "cells": cells} for name, cells in table.rows.items()],
     }
 
 

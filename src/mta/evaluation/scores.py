@@ -5,7 +5,7 @@ are unknown are None; no number is NaN or infinite.
 
 Example:
     >>> scores = build_scores("lamp-2", [record_of_base, record_of_mta], base="smollm2-135m", seeds=[42],
-    ...                       metrics=["accuracy", "macro_f1"], labels=LABELS, comparisons=[("mta", "base")])
+    ...                       metrics=["accuracy", "macro_f1"], labels=LABELS, judged="mta")
     >>> scores["methods"]["mta"]["metrics"]["accuracy"]
     0.53
 """
@@ -22,25 +22,34 @@ from mta.errors import DataError, unknown_name
 from mta.evaluation.statistics import (
     MEASURES,
     RESAMPLES,
+    Scores,
     count_people,
     count_queries,
+    holm,
     paired_difference,
     require_same_queries,
     score_predictions,
+    standard_deviation,
 )
 from mta.records import Prediction
 
 CONTROLS = (
     "base",
     *SIMPLE_CONTROLS,
+    "classical-pool",
     "classical",
     "population",
-    "population-adapt",
     "random-anchors",
     "uniform-weights",
+    "merged-only-random",
+    "merged-only-uniform",
     "swapped-user",
 )
 """Methods that show what is gained without personalization, or without the method's own idea."""
+POPULATION = "population"
+"""The control that a personalized method must beat: one adapter for everybody."""
+SIGNIFICANT = 0.05
+"""Corrected p-values below this count."""
 COSTS = ("updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds")
 COUNTS = ("cut_prompts", "cut_training_prompts")
 HEADER = ("task", "base", "seeds", "people", "queries", "methods")
@@ -52,6 +61,9 @@ class MethodRecord:
 
     name: str
     predictions: Sequence[Prediction]
+    """One answer a query and seed; a method that does not depend on a seed gives one answer a query."""
+    seed_of: Sequence[int] | None = None
+    """Seed of the training run behind each prediction, or None where there is none or it is unknown."""
     updates_per_user: float | None = None
     """Optimizer steps on the user's own data, mean over users."""
     adapter_bytes_per_user: float | None = None
@@ -77,6 +89,7 @@ def build_scores(
     metrics: Sequence[str],
     labels: Sequence[str] = (),
     people: Mapping[str, str] | None = None,
+    judged: str | None = None,
     comparisons: Sequence[tuple[str, str]] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -91,12 +104,14 @@ def build_scores(
         metrics: official metrics of the task; label scores and NLL are added where predictions have them.
         labels: all labels of the task; empty for free text.
         people: user id -> person, where several user ids are one person.
-        comparisons: pairs (a, b) of method names; each is compared by every metric both have.
+        judged: the method in question; it is compared with every other one, and its gain over the best rival and
+            the population adapter is what the asterisks of the tables are about.
+        comparisons: further pairs (a, b) of method names; every pair is compared by every metric both have.
         resamples: bootstrap draws of the intervals.
         seed: seed of the bootstrap and of the permutations.
 
     Raises:
-        DataError: no methods, a method twice, or methods that answered different queries.
+        DataError: no methods, a method twice, or methods that answered different queries or with different seeds.
         NotFound: a metric or a compared method does not exist.
     """
     by_name = _by_name(records)
@@ -105,10 +120,12 @@ def build_scores(
         name: _method(record, metrics=metrics, labels=labels, people=people, resamples=resamples, seed=seed)
         for name, record in by_name.items()
     }
-    for pair in comparisons:
-        for name in pair:
-            if name not in by_name:
-                raise unknown_name("method to compare", name, by_name)
+    rows = [
+        _comparison(by_name[a], by_name[b], metric, labels=labels, people=people, resamples=resamples, seed=seed)
+        for a, b in _pairs(by_name, judged, comparisons)
+        for metric in MEASURES
+        if metric in scored[a]["metrics"] and metric in scored[b]["metrics"]
+    ]
     return {
         "task": task,
         "base": base,
@@ -116,12 +133,9 @@ def build_scores(
         "people": count_people(first, people),
         "queries": count_queries(first),
         "methods": scored,
-        "comparisons": [
-            _comparison(by_name[a], by_name[b], metric, labels=labels, people=people, resamples=resamples, seed=seed)
-            for a, b in comparisons
-            for metric in MEASURES
-            if metric in scored[a]["metrics"] and metric in scored[b]["metrics"]
-        ],
+        "judged": None if judged is None else _opponents(scored, judged),
+        "comparisons": _corrected(rows),
+        "slices": {},
     }
 
 
@@ -133,10 +147,110 @@ def _by_name(records: Sequence[MethodRecord]) -> dict[str, MethodRecord]:
         if record.name in by_name:
             raise DataError(f"method {record.name!r} is given twice; give each method one record")
         by_name[record.name] = record
+    fullest = max(records, key=lambda record: len(record.predictions))
+    for record in records:
         require_same_queries(
-            records[0].predictions, record.predictions, names=(f"method {records[0].name!r}", f"method {record.name!r}")
+            fullest.predictions, record.predictions, names=(f"method {fullest.name!r}", f"method {record.name!r}")
         )
+    _require_same_seeds(records)
     return by_name
+
+
+def _require_same_seeds(records: Sequence[MethodRecord]) -> None:
+    """Check that methods with several answers a query have them from the same seeds."""
+    several = [record for record in records if len(record.predictions) > count_queries(record.predictions)]
+    for record in several:
+        mine, first = (sorted(set(one.seed_of or ())) for one in (record, several[0]))
+        if mine != first:
+            raise DataError(
+                f"method {several[0].name!r} has the seeds {first} and method {record.name!r} has {mine}; wanted the "
+                "same seeds, or one - answer with the missing ones"
+            )
+
+
+def _pairs(
+    known: Mapping[str, Any], judged: str | None, comparisons: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """List whom to compare with whom, each pair once."""
+    for name in [*([] if judged is None else [judged]), *(name for pair in comparisons for name in pair)]:
+        if name not in known:
+            raise unknown_name("method to compare", name, known)
+    everybody = [] if judged is None else [(judged, name) for name in known if name != judged]
+    return list(dict.fromkeys([*everybody, *comparisons]))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whom one method is compared with by one metric."""
+
+    method: str
+    metric: str
+    others: tuple[str, ...]
+    """Every other method that has the metric, in the order of the table."""
+    best_rival: str | None
+    """The rival with the best point estimate, the first of equals; None where no rival has the metric."""
+    population: str | None
+    """The population adapter, or None where it is not in the table."""
+
+
+def planned_comparisons(scored: Mapping[str, Mapping[str, Any]], metric: str, *, method: str) -> Plan:
+    """Say whom `method` is compared with by one metric, and name the two it must beat.
+
+    Args:
+        scored: method -> its entry in `scores.json`.
+        metric: a name from `MEASURES`.
+        method: the method in question.
+
+    Raises:
+        NotFound: there is no such method.
+    """
+    if method not in scored:
+        raise unknown_name("method to compare", method, scored)
+    values = {
+        name: value
+        for name, entry in scored.items()
+        if name != method and (value := finite(entry["metrics"].get(metric))) is not None
+    }
+    rivals = [name for name in values if is_rival(name, method)]
+    best = max if MEASURES[metric].higher_is_better else min
+    return Plan(
+        method=method,
+        metric=metric,
+        others=tuple(values),
+        best_rival=best(rivals, key=lambda name: values[name]) if rivals else None,
+        population=POPULATION if POPULATION in values else None,
+    )
+
+
+def is_rival(name: str, method: str) -> bool:
+    """Tell whether `name` competes with `method`: it is no control, and not the method itself in another form.
+
+    Forms of "mta" are "mta-linear", "mta+prior" and "rag+mta".
+    """
+    own = name == method or name.startswith((f"{method}-", f"{method}+")) or name.endswith(f"+{method}")
+    return name not in CONTROLS and not own
+
+
+def _opponents(scored: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    plans = [planned_comparisons(scored, metric, method=method) for metric in scored[method]["metrics"]]
+    return {
+        "method": method,
+        "population": POPULATION if POPULATION in scored and method != POPULATION else None,
+        "best_rival": {plan.metric: plan.best_rival for plan in plans},
+    }
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each comparison its p-value corrected over the family: the same `a` and metric, whoever `b` is."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, row in enumerate(rows):
+        families.setdefault((row["a"], row["metric"]), []).append(place)
+    p_holm = {
+        place: value
+        for places in families.values()
+        for place, value in zip(places, holm([rows[place]["p_value"] for place in places]), strict=True)
+    }
+    return [{**row, "p_holm": p_holm[place]} for place, row in enumerate(rows)]
 
 
 def _method(
@@ -149,13 +263,30 @@ def _method(
     seed: int,
 ) -> dict[str, Any]:
     scores = score_predictions(
-        record.predictions, metrics=metrics, labels=labels, people=people, resamples=resamples, seed=seed
+        record.predictions,
+        metrics=metrics,
+        labels=labels,
+        people=people,
+        seed_of=record.seed_of,
+        resamples=resamples,
+        seed=seed,
     )
+    apart = {name: standard_deviation(values) for name, values in scores.by_seed.items()}
+    return {
+        **points(scores),
+        "seeds": list(scores.seeds),
+        "by_seed": {name: list(map(finite, values)) for name, values in scores.by_seed.items()},
+        "seed_sd": {name: finite(value) for name, value in apart.items()} if len(scores.seeds) > 1 else None,
+        **{name: finite(getattr(record, name)) for name in (*COSTS, *COUNTS)},
+        "not_adapted": dict(record.not_adapted),
+    }
+
+
+def points(scores: Scores) -> dict[str, Any]:
+    """Return the scores and intervals in the form of the file."""
     return {
         "metrics": {name: finite(value) for name, value in scores.metrics.items()},
         "ci95": {name: _finite_pair(pair) for name, pair in scores.ci95.items()},
-        **{name: finite(getattr(record, name)) for name in (*COSTS, *COUNTS)},
-        "not_adapted": dict(record.not_adapted),
     }
 
 
@@ -211,21 +342,50 @@ def check_scores(value: Any) -> dict[str, Any]:
     if not isinstance(value["methods"], Mapping) or not value["methods"]:
         raise _unreadable("'methods' is not an object with at least one method")
     for name, method in value["methods"].items():
-        if not isinstance(method, Mapping) or not isinstance(method.get("metrics"), Mapping):
-            raise _unreadable(f"method {name!r} has no 'metrics'")
-        intervals = method.get("ci95") or {}
-        if not isinstance(intervals, Mapping):
-            raise _unreadable(f"'ci95' of method {name!r} is not an object")
-        for metric, pair in intervals.items():
-            _check_pair(pair, f"{metric!r} of method {name!r}")
-        if not isinstance(method.get("not_adapted") or {}, Mapping):
-            raise _unreadable(f"'not_adapted' of method {name!r} is not an object")
+        _check_method(method, f"method {name!r}")
     comparisons = value.get("comparisons") or []
     if not isinstance(comparisons, Sequence) or not all(isinstance(row, Mapping) for row in comparisons):
         raise _unreadable("'comparisons' is not a list of objects")
     for row in comparisons:
         _check_pair(row.get("ci95"), f"the difference {row.get('a')!r} - {row.get('b')!r}")
+    _check_judged(value.get("judged"))
+    _check_slices(value.get("slices") or {})
     return dict(value)
+
+
+def _check_method(method: Any, where: str) -> None:
+    if not isinstance(method, Mapping) or not isinstance(method.get("metrics"), Mapping):
+        raise _unreadable(f"{where} has no 'metrics'")
+    for part in ("ci95", "not_adapted", "by_seed", "seed_sd"):  # some are missing in files of earlier versions
+        if not isinstance(method.get(part) or {}, Mapping):
+            raise _unreadable(f"{part!r} of {where} is not an object")
+    for metric, pair in (method.get("ci95") or {}).items():
+        _check_pair(pair, f"{metric!r} of {where}")
+    if not isinstance(method.get("seeds") or [], list | tuple):
+        raise _unreadable(f"'seeds' of {where} is not a list")
+
+
+def _check_judged(judged: Any) -> None:
+    if judged is None:
+        return
+    if not isinstance(judged, Mapping) or "method" not in judged:
+        raise _unreadable("'judged' is not an object with a 'method'")
+    if not isinstance(judged.get("best_rival"), Mapping):
+        raise _unreadable("'best_rival' in 'judged' is not an object")
+
+
+def _check_slices(slices: Any) -> None:
+    if not isinstance(slices, Mapping) or not all(isinstance(part, Mapping) for part in slices.values()):
+        raise _unreadable("'slices' is not an object of objects")
+    for partition, labelled in slices.items():
+        for label, entry in labelled.items():
+            where = f"slice {label!r} of {partition!r}"
+            if not isinstance(entry, Mapping) or not {"people", "queries", "methods"} <= entry.keys():
+                raise _unreadable(f"{where} has not all of people, queries and methods")
+            if not isinstance(entry["methods"], Mapping):
+                raise _unreadable(f"'methods' of {where} is not an object")
+            for name, method in entry["methods"].items():
+                _check_method(method, f"method {name!r} in {where}")
 
 
 def _check_pair(pair: Any, where: str) -> None:
@@ -257,12 +417,58 @@ def interval_of(method: Mapping[str, Any], metric: str) -> tuple[float, float] |
 
 def best_methods(scores: Mapping[str, Any], metric: str) -> set[str]:
     """Name the methods with the best point estimate to three decimals; none where fewer than two have one."""
+    return _placed(scores, metric, place=0, among=2)
+
+
+def second_methods(scores: Mapping[str, Any], metric: str) -> set[str]:
+    """Name the methods with the next best value to three decimals; none where fewer than three have one."""
+    return _placed(scores, metric, place=1, among=3)
+
+
+def _placed(scores: Mapping[str, Any], metric: str, *, place: int, among: int) -> set[str]:
     values = {
         name: round(value, 3)
         for name, method in scores["methods"].items()
         if (value := finite(method["metrics"].get(metric))) is not None
     }
-    if len(values) < 2 or metric not in MEASURES:
+    if len(values) < among or metric not in MEASURES:
         return set()
-    best = (max if MEASURES[metric].higher_is_better else min)(values.values())
-    return {name for name, value in values.items() if value == best}
+    ranked = sorted(set(values.values()), reverse=MEASURES[metric].higher_is_better)
+    return {name for name, value in values.items() if value in ranked[place : place + 1]}
+
+
+def judged_method(scores: Mapping[str, Any]) -> str | None:
+    """Name the method in question, or None where none was named."""
+    judged = scores.get("judged")
+    return None if judged is None else str(judged["method"])
+
+
+def opponents_of(scores: Mapping[str, Any], metric: str) -> list[str] | None:
+    """Name the best rival by a metric and the population adapter; None where the table does not hold both."""
+    judged = scores.get("judged") or {}
+    found = [judged.get("best_rival", {}).get(metric), judged.get("population")]
+    return None if None in found else list(map(str, found))
+
+
+def is_proven(scores: Mapping[str, Any], name: str, metric: str) -> bool:
+    """Tell whether `name` is the method in question and the test says that it beats both it must beat.
+
+    Both are the best rival by that metric and the population adapter, and the corrected p-value counts.
+    """
+    opponents = opponents_of(scores, metric)
+    if name != judged_method(scores) or opponents is None:
+        return False
+    won = {
+        row.get("b")
+        for row in scores.get("comparisons") or ()
+        if row.get("a") == name and row.get("metric") == metric and _is_gain(row)
+    }
+    return set(opponents) <= won
+
+
+def _is_gain(row: Mapping[str, Any]) -> bool:
+    """Tell whether the corrected test finds `a` better than `b`."""
+    difference, p_holm, measure = finite(row.get("difference")), finite(row.get("p_holm")), MEASURES.get(row["metric"])
+    if difference is None or p_holm is None or measure is None or p_holm >= SIGNIFICANT:
+        return False
+    return difference > 0 if measure.higher_is_better else difference < 0

@@ -7,6 +7,8 @@ weighs five times as much as a person with one.
 All measures are sums of per-query rows (see `mta.metrics`), so a bootstrap is one product of a matrix of
 drawn counts with a matrix of per-person sums.
 
+Answers of several seeds are pooled, and a person is drawn with all of them: seeds are no further people.
+
 Example:
     >>> scores = score_predictions(predictions, metrics=["accuracy"], labels=["[1]", "[2]"])
     >>> scores.metrics["accuracy"], scores.ci95["accuracy"]
@@ -19,7 +21,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,8 @@ from mta.records import Prediction
 logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
+Query = tuple[str, str]
+"""User id and query id."""
 
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
@@ -59,6 +63,10 @@ class Scores:
     """95 % percentile interval over people; None with fewer than two people."""
     people: int
     queries: int
+    seeds: tuple[int, ...] = ()
+    """Seeds of the training runs that answered, ascending; () where the answers do not say."""
+    by_seed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Metric -> the score of each seed alone, in the order of `seeds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +183,7 @@ def score_predictions(
     metrics: Sequence[str],
     labels: Sequence[str] = (),
     people: Mapping[str, str] | None = None,
+    seed_of: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
@@ -189,26 +198,62 @@ def score_predictions(
         metrics: official metrics of the task, names from `METRICS`.
         labels: all labels of the task; empty for free text.
         people: user id -> person, for files in which several user ids are one person; others stand for themselves.
+        seed_of: seed of the training run behind each prediction, for scores of each seed alone.
         resamples: bootstrap draws.
         seed: seed of the draws.
 
     Raises:
         NotFound: a metric does not exist.
-        DataError: no predictions, or a gold answer a metric cannot use.
+        DataError: no predictions, a gold answer a metric cannot use, or seeds that answered different queries.
         ConfigError: `resamples` is below 1.
     """
     table = _rows(predictions, measure_names(metrics), labels)
     names, rows = list(table), list(table.values())
-    sums = _sums_by_person(np.concatenate(rows, axis=1), _person_index(predictions, people))
+    joined = np.concatenate(rows, axis=1)
+    sums = _sums_of(joined, _person_index(predictions, people))
     widths = [array.shape[1] for array in rows]
     points = _split_values(names, sums.sum(axis=0), widths)
     intervals = _intervals(names, sums, widths, resamples=resamples, seed=seed)
+    seeds, seed_index = _seed_index(predictions, seed_of)
+    alone = _split_values(names, _sums_of(joined, seed_index), widths) if seeds else {}
     return Scores(
         metrics={name: float(points[name]) for name in names},
         ci95=intervals,
         people=len(sums),
         queries=count_queries(predictions),
+        seeds=seeds,
+        by_seed={name: tuple(map(float, values)) for name, values in alone.items()},
     )
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation (n - 1 below), or None with fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _seed_index(predictions: Sequence[Prediction], seed_of: Sequence[int] | None) -> tuple[tuple[int, ...], IntArray]:
+    """The seeds, ascending, and (N,) the position of each prediction's seed among them."""
+    if seed_of is None:
+        return (), np.zeros(0, dtype=np.int64)
+    if len(seed_of) != len(predictions):
+        raise DataError(
+            f"cannot score: {len(predictions)} predictions but {len(seed_of)} seeds; name the seed of each prediction, "
+            "in the same order"
+        )
+    queries: dict[int, Counter[Query]] = {}
+    for prediction, seed in zip(predictions, seed_of, strict=True):
+        queries.setdefault(seed, Counter())[prediction.user_id, prediction.query_id] += 1
+    seeds = tuple(sorted(queries))
+    for seed in seeds:
+        odd = sorted(queries[seed].keys() ^ queries[seeds[0]].keys())
+        odd += [query for query, count in queries[seed].items() if count > 1]
+        if odd:
+            raise DataError(
+                f"cannot score: seeds {seeds[0]} and {seed} must each answer every query once, but query "
+                f"{odd[0][1]!r} of user {odd[0][0]!r} is missing or repeated; answer the same queries with every seed"
+            )
+    place = {seed: index for index, seed in enumerate(seeds)}
+    return seeds, np.array([place[seed] for seed in seed_of], dtype=np.int64)
 
 
 def _rows(predictions: Sequence[Prediction], names: Sequence[str], labels: Sequence[str]) -> dict[str, Array]:
@@ -224,10 +269,10 @@ def _person_index(predictions: Sequence[Prediction], people: Mapping[str, str] |
     return np.array([index.setdefault(person_of(prediction, people), len(index)) for prediction in predictions])
 
 
-def _sums_by_person(rows: Array, person: IntArray) -> Array:
-    """(N, S) rows of queries -> (P, S) sums of people."""
-    sums = np.zeros((int(person.max()) + 1, rows.shape[1]))
-    np.add.at(sums, person, rows)
+def _sums_of(rows: Array, group: IntArray) -> Array:
+    """(N, S) rows of queries -> (G, S) sums of the groups (people, or seeds) they belong to."""
+    sums = np.zeros((int(group.max()) + 1, rows.shape[1]))
+    np.add.at(sums, group, rows)
     return sums
 
 
@@ -290,8 +335,9 @@ def paired_difference(
     than `permutations`, else that many random ones (counting the observed one, so p is never 0).
 
     Args:
-        a, b: predictions of two methods for the same queries, in any order; repeated queries (several seeds)
-            are paired in order of appearance.
+        a, b: predictions of two methods for the same queries, in any order. Repeated queries (several seeds)
+            are paired in order of appearance; where one method answered once, its answer stands for every seed of
+            the other.
         metric: a name from `MEASURES`.
         labels: all labels of the task; empty for free text.
         people: user id -> person; users not in it stand for themselves.
@@ -308,7 +354,7 @@ def paired_difference(
     value = find_measure(metric).value
     rows_a, rows_b = (_needed_rows(predictions, metric, labels) for predictions in (a, b))
     person = _person_index(a, people)
-    sums_a, sums_b = _sums_by_person(rows_a, person), _sums_by_person(rows_b, person)
+    sums_a, sums_b = _sums_of(rows_a, person), _sums_of(rows_b, person)
     observed = float(value(sums_a.sum(axis=0)) - value(sums_b.sum(axis=0)))
     interval = None
     if len(sums_a) > 1:
@@ -329,45 +375,88 @@ def _needed_rows(predictions: Sequence[Prediction], metric: str, labels: Sequenc
     return rows
 
 
-def _pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[Sequence[Prediction], Sequence[Prediction]]:
-    """Put both in one order."""
-    keyed_a, keyed_b = _by_query(a), _by_query(b)
+def _pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
+    """Put both in one order, the one answer beside each of several."""
     require_same_queries(a, b, names=("a", "b"))
-    return list(keyed_a.values()), [keyed_b[key] for key in keyed_a]
+    answers_a, answers_b = _by_query(a), _by_query(b)
+    paired_a, paired_b = [], []
+    for query, rows_a in answers_a.items():
+        rows_b = answers_b[query]
+        count = max(len(rows_a), len(rows_b))
+        paired_a += rows_a * (count // len(rows_a))
+        paired_b += rows_b * (count // len(rows_b))
+    return paired_a, paired_b
 
 
-def _by_query(predictions: Sequence[Prediction]) -> dict[tuple[str, str, int], Prediction]:
-    """Key each prediction by user, query and how often that query came before (several seeds repeat it)."""
-    seen: Counter[tuple[str, str]] = Counter()
-    keyed = {}
+def _by_query(predictions: Sequence[Prediction]) -> dict[Query, list[Prediction]]:
+    """Gather each query's answers, one a seed, in order of appearance."""
+    gathered: dict[Query, list[Prediction]] = {}
     for prediction in predictions:
-        query = (prediction.user_id, prediction.query_id)
-        keyed[(*query, seen[query])] = prediction
-        seen[query] += 1
-    return keyed
+        gathered.setdefault((prediction.user_id, prediction.query_id), []).append(prediction)
+    return gathered
 
 
 def require_same_queries(a: Sequence[Prediction], b: Sequence[Prediction], *, names: tuple[str, str]) -> None:
-    """Check that two methods answered the same queries, equally often, with the same gold answers.
+    """Check that two methods answered the same queries with the same gold answers, in numbers that can be paired.
+
+    Each query is answered equally often by both (once a seed); or once by a method that does not depend on a seed
+    and equally often throughout by the other.
 
     Raises:
         DataError: they did not; the message names one query that differs.
     """
-    keyed_a, keyed_b = _by_query(a), _by_query(b)
-    odd = sorted(keyed_a.keys() ^ keyed_b.keys())
+    by_a, by_b = _by_query(a), _by_query(b)
+    odd = sorted(by_a.keys() ^ by_b.keys())
     if odd:
-        user_id, query_id, _ = odd[0]
         raise DataError(
             f"{names[0]} and {names[1]} answered different queries: {len(a)} and {len(b)} answers, and query "
-            f"{query_id!r} of user {user_id!r} is not in both; scores are comparable on equal queries only, "
+            f"{odd[0][1]!r} of user {odd[0][0]!r} is not in both; scores are comparable on equal queries only, "
             "so predict the missing ones or leave them out of both"
         )
-    for key, prediction in keyed_a.items():
-        if prediction.gold != keyed_b[key].gold:
+    for query, rows in by_a.items():
+        if len({row.gold for row in rows + by_b[query]}) > 1:
             raise DataError(
-                f"{names[0]} and {names[1]} have different gold answers for query {key[1]!r} of user {key[0]!r}; "
+                f"{names[0]} and {names[1]} have different gold answers for query {query[1]!r} of user {query[0]!r}; "
                 "they were run on different data - run both on the same files"
             )
+    counts = {query: (len(rows), len(by_b[query])) for query, rows in by_a.items()}
+    one_for_all = len(set(counts.values())) == 1 and 1 in next(iter(counts.values()))
+    uneven = [query for query, (one, other) in counts.items() if one != other]
+    if uneven and not one_for_all:
+        user_id, query_id = uneven[0]
+        raise DataError(
+            f"{names[0]} and {names[1]} cannot be paired: they answered query {query_id!r} of user {user_id!r} "
+            f"{counts[uneven[0]][0]} and {counts[uneven[0]][1]} times; wanted equally many answers (one a seed), or a "
+            "single answer to every query from one of them - answer all queries with the same seeds"
+        )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for being many: the chance of any false finding stays below the level, whatever depends on what.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70   p_(i) * (m - i + 1), never below the one before
+
+    The smallest of m values is multiplied by m, the next by m - 1, and so on; no value falls below the one before it,
+    none exceeds 1.
+
+    Args:
+        p_values: m values from 0 to 1, in any order; together they are one family of tests.
+
+    Returns:
+        Corrected values, in the same order.
+
+    Raises:
+        DataError: a value is not from 0 to 1.
+    """
+    for value in p_values:
+        if not 0 <= value <= 1:
+            raise DataError(f"cannot correct a p-value of {value}; wanted numbers from 0 to 1 - test again")
+    corrected = [0.0] * len(p_values)
+    floor = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = floor
+    return corrected
 
 
 def _swap_p_value(

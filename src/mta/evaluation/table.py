@@ -10,16 +10,33 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from mta.evaluation.scores import COSTS, best_methods, check_scores, finite, interval_of, shown_metrics
+from mta.evaluation.scores import (
+    COSTS,
+    SIGNIFICANT,
+    best_methods,
+    check_scores,
+    finite,
+    interval_of,
+    is_proven,
+    judged_method,
+    opponents_of,
+    second_methods,
+    shown_metrics,
+)
 from mta.evaluation.statistics import MEASURES
 
 DASH = "–"
+SLICES_LINE = (
+    "Slices show where a difference may come from. They are small, their intervals are corrected for nothing, and "
+    "differences between slices mix who is asked with what is asked."
+)
 MERGES_APART = "merge cat vs linear"
 """Line of a run card: how far the two merges are apart, mean over users."""
-SIGNIFICANT = 0.05
 COST_TITLES = {
     "updates_per_user": "updates / user",
     "adapter_bytes_per_user": "adapter / user",
@@ -46,7 +63,8 @@ def markdown_table(scores: Mapping[str, Any]) -> str:
         for name, method in scores["methods"].items()
     ]
     notes = "".join(f"\n{_escape(note)}\n" for note in method_notes(scores))
-    return f"{_escape(run_line(scores))}\n\n{_grid(head, rows)}\n\n{reading_line(scores)}\n{notes}"
+    reading = f"{reading_line(scores)} {_escape(marks_line(scores, second='Italics'))}"
+    return f"{_escape(run_line(scores))}\n\n{_grid(head, rows)}\n\n{reading}\n{notes}"
 
 
 def markdown_comparisons(scores: Mapping[str, Any]) -> str:
@@ -58,23 +76,94 @@ def markdown_comparisons(scores: Mapping[str, Any]) -> str:
     found = comparison_rows(check_scores(scores))
     if not found:
         return ""
-    head = ["comparison", "metric", "difference", "p"]
+    head = ["comparison", "metric", "difference", "p", "p (Holm)"]
     rows = [
-        [_escape(f"{row['a']} - {row['b']}"), row["metric"], f"{row['difference']} {row['interval']}".strip(), row["p"]]
+        [
+            _escape(", ".join(filter(None, (f"{row['a']} - {row['b']}", row["role"])))),
+            row["metric"],
+            f"{row['difference']} {row['interval']}".strip(),
+            row["p"],
+            row["p_holm"],
+        ]
         for row in found
     ]
-    return f"{_grid(head, rows)}\n\n{comparison_line(len(found))}\n"
+    return f"{_grid(head, rows)}\n\n{_escape(comparison_line(scores))}\n"
+
+
+def markdown_slices(scores: Mapping[str, Any]) -> str:
+    """Write one run's scores on slices as Markdown tables, one a partition, or "" where it has none.
+
+    Raises:
+        DataError: `scores` is not the content of a scores.json.
+    """
+    tables = slice_tables(check_scores(scores))
+    if not tables:
+        return ""
+    parts = []
+    for table in tables:
+        head = ["method", *(_escape(f"{label}, {title}") for label in table.labels for title in table.metrics)]
+        rows = [
+            [_escape(name), *(f"{value} {interval}".strip() for value, interval in cells)]
+            for name, cells in table.rows.items()
+        ]
+        sizes = _escape("; ".join(f"{label} ({size})" for label, size in table.labels.items()))
+        parts.append(f"By {_escape(table.partition)}: {sizes}.\n\n{_grid(head, rows)}\n")
+    return "\n".join([*parts, f"{SLICES_LINE}\n"])
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTable:
+    """All slices of one partition, as texts: the main metric and the NLL only."""
+
+    partition: str
+    labels: Mapping[str, str]
+    """Label -> how many people and queries, in the order of the columns."""
+    metrics: tuple[str, ...]
+    """Titles of the columns under each label."""
+    rows: Mapping[str, tuple[tuple[str, str], ...]]
+    """Method -> (value, interval) of each label and metric."""
+
+
+def slice_tables(scores: Mapping[str, Any]) -> list[SliceTable]:
+    """Lay out the slices of a run; [] where it has none."""
+    shown = shown_metrics(scores)
+    metrics = [*shown[:1], *(name for name in shown[1:] if name == "nll")]
+    return [
+        SliceTable(
+            partition=str(partition),
+            labels={str(label): _size(entry) for label, entry in entries.items()},
+            metrics=tuple(map(metric_title, metrics)),
+            rows={
+                name: tuple(
+                    _value_and_interval(entry["methods"].get(name, {"metrics": {}}), metric)
+                    for entry in entries.values()
+                    for metric in metrics
+                )
+                for name in scores["methods"]
+            },
+        )
+        for partition, entries in (scores.get("slices") or {}).items()
+        if entries
+    ]
+
+
+def _size(entry: Mapping[str, Any]) -> str:
+    return f"{_count(entry['people'], 'person', 'people')}, {_count(entry['queries'], 'query', 'queries')}"
+
+
+def _value_and_interval(method: Mapping[str, Any], metric: str) -> tuple[str, str]:
+    return format_score(finite(method["metrics"].get(metric))), format_interval(interval_of(method, metric))
 
 
 def csv_table(scores: Mapping[str, Any]) -> str:
-    """Write one run's scores as CSV: a row per method, columns METRIC, METRIC_low and METRIC_high.
+    """Write one run's scores as CSV: a row per method, columns METRIC, METRIC_low, METRIC_high and METRIC_seed_sd.
 
     Raises:
         DataError: `scores` is not the content of a scores.json.
     """
     scores = check_scores(scores)
     metrics = shown_metrics(scores)
-    bounds = [column for metric in metrics for column in (metric, f"{metric}_low", f"{metric}_high")]
+    bounds = [f"{metric}{part}" for metric in metrics for part in ("", "_low", "_high", "_seed_sd")]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["task", "base", "seeds", "people", "queries", "method", *bounds, *COSTS])
@@ -83,15 +172,21 @@ def csv_table(scores: Mapping[str, Any]) -> str:
         values: list[Any] = []
         for metric in metrics:
             values += [finite(method["metrics"].get(metric)), *(interval_of(method, metric) or (None, None))]
+            values += [finite((method.get("seed_sd") or {}).get(metric))]
         writer.writerow([*start, name, *values, *(finite(method.get(cost)) for cost in COSTS)])
     return stream.getvalue()
+
+
+def metric_name(name: str) -> str:
+    """Return the short name of a metric, for example "Acc"."""
+    return MEASURES[name].title if name in MEASURES else name
 
 
 def metric_title(name: str) -> str:
     """Return the column title of a metric with an arrow towards better, for example "Acc ↑"."""
     if name not in MEASURES:
         return name
-    return f"{MEASURES[name].title} {'↑' if MEASURES[name].higher_is_better else '↓'}"
+    return f"{metric_name(name)} {'↑' if MEASURES[name].higher_is_better else '↓'}"
 
 
 def run_line(scores: Mapping[str, Any]) -> str:
@@ -110,19 +205,52 @@ def basis_line(scores: Mapping[str, Any]) -> str:
 
 
 def reading_line(scores: Mapping[str, Any]) -> str:
-    """Say what the intervals, arrows and bold numbers mean."""
+    """Say what the intervals and arrows mean."""
     intervals = (
         "Intervals: 95 %, percentile bootstrap that resamples people, not queries."
         if any(interval_of(method, metric) for method in scores["methods"].values() for metric in method["metrics"])
         else "No intervals: they resample people, and need at least two."
     )
-    return f"{intervals} ↑ higher is better, ↓ lower is better. Bold: best point estimate, no more."
+    return f"{intervals} ↑ higher is better, ↓ lower is better."
+
+
+def marks_line(scores: Mapping[str, Any], *, second: str) -> str:
+    """Say what the marks mean; `second` is how the second best is shown, for example "Italics"."""
+    marks = f"Bold: best point estimate. {second}: second best. Neither says more than that."
+    name = judged_method(scores)
+    if name is None:
+        return marks
+    if not any(opponents_of(scores, metric) for metric in shown_metrics(scores)):
+        return f"{marks} No asterisks: they say that {name} beats the best rival and population, and need both."
+    return (
+        f"{marks} *: {name} beats both the best rival by that metric and population, each with a Holm-corrected "
+        f"p < {SIGNIFICANT:.2f}; it is given to {name} only. Controls and other forms of {name} are no rivals."
+    )
 
 
 def method_notes(scores: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the table must know: who was not adapted, whose prompts were cut; [] for nothing."""
-    notes = {"Not adapted": not_adapted(scores), "Prompts cut to fit the model": cut_prompts(scores)}
+    """Say what a reader of the table must know: how seeds differ, who was not adapted, whose prompts were cut."""
+    notes = {
+        "Standard deviation between seeds": between_seeds(scores),
+        "Not adapted": not_adapted(scores),
+        "Prompts cut to fit the model": cut_prompts(scores),
+    }
     return [f"{title}: {text}." for title, text in notes.items() if text]
+
+
+def between_seeds(scores: Mapping[str, Any]) -> str:
+    """Say how much the main metric and the NLL differ between the seeds of each method; "" where none has several."""
+    shown = shown_metrics(scores)
+    parts = []
+    for name, method in scores["methods"].items():
+        found = [
+            f"{metric_name(metric)} {value:.3f}"
+            for metric in dict.fromkeys([*shown[:1], "nll"])
+            if (value := finite((method.get("seed_sd") or {}).get(metric))) is not None
+        ]
+        if found:
+            parts.append(f"{name} {', '.join(found)} ({len(method.get('seeds') or ())} seeds)")
+    return "; ".join(parts)
 
 
 def not_adapted(scores: Mapping[str, Any]) -> str:
@@ -149,33 +277,51 @@ def cut_prompts(scores: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def comparison_line(count: int) -> str:
-    """Say how the paired comparisons were made."""
-    return (
+def comparison_line(scores: Mapping[str, Any]) -> str:
+    """Say how the paired comparisons were made, and over which of them their p-values are corrected."""
+    rows = scores.get("comparisons") or ()
+    start = (
         "Difference: first minus second on the same queries, with a 95 % interval that resamples people. p: two-sided "
-        f"paired permutation test over people, not corrected for the number of comparisons ({count})."
+        "paired permutation test over people"
+    )
+    if not all("p_holm" in row for row in rows):
+        return f"{start}, not corrected for the number of comparisons ({len(rows)})."
+    sizes = Counter((row.get("a"), row.get("metric")) for row in rows)
+    return (
+        f"{start}. p (Holm): corrected over all methods that the first is compared with by the same metric (up to "
+        f"{max(sizes.values(), default=0)}); metrics are not mixed."
     )
 
 
 def comparison_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """List the paired comparisons as texts: a, b, metric, difference, interval, p, verdict."""
+    """List the paired comparisons as texts: a, b, role of b, metric, difference, interval, p, p_holm, verdict."""
     return [
         {
             "a": str(row.get("a", "?")),
             "b": str(row.get("b", "?")),
+            "role": _role(scores, row),
             "metric": metric_title(str(row.get("metric", "?"))),
             "difference": _signed(finite(row.get("difference"))),
             "interval": _signed_interval(row.get("ci95")),
             "p": format_p(finite(row.get("p_value"))),
+            "p_holm": format_p(finite(row.get("p_holm"))),
             "verdict": _verdict(row),
         }
         for row in scores.get("comparisons") or ()
     ]
 
 
+def _role(scores: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Say "best rival" where the second method is that of the first by this metric."""
+    judged = scores.get("judged") or {"method": None, "best_rival": {}}
+    is_best = row.get("a") == judged["method"] and row.get("b") == judged["best_rival"].get(row.get("metric"), "")
+    return "best rival" if is_best else ""
+
+
 def _verdict(row: Mapping[str, Any]) -> str:
-    """Name the better method where both the interval and the test say so."""
-    pair, p_value, measure = row.get("ci95"), finite(row.get("p_value")), MEASURES.get(str(row.get("metric")))
+    """Name the better method where both the interval and the test, corrected where it is, say so."""
+    pair, measure = row.get("ci95"), MEASURES.get(str(row.get("metric")))
+    p_value = finite(row.get("p_holm", row.get("p_value")))
     if not pair or measure is None:
         return "no interval"
     if pair[0] <= 0 <= pair[1] or p_value is None or p_value >= SIGNIFICANT:
@@ -254,6 +400,10 @@ def _score_cell(scores: Mapping[str, Any], name: str, metric: str) -> str:
     shown = format_score(finite(method["metrics"].get(metric)))
     if name in best_methods(scores, metric):
         shown = f"**{shown}**"
+    elif name in second_methods(scores, metric):
+        shown = f"*{shown}*"
+    if is_proven(scores, name, metric):
+        shown += "\\*"
     return f"{shown} {format_interval(interval_of(method, metric))}".strip()
 
 
