@@ -15,7 +15,7 @@ from mta.base_model import BaseModel
 from mta.baselines.methods import METHODS
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE
-from mta.errors import AdapterError
+from mta.errors import ConfigError
 from mta.evaluation.predict import examples_of
 from mta.lora.adapter import cat
 from mta.personalize import Resources
@@ -106,5 +106,6 @@ def test_the_task_adapter_lies_beneath_and_stays(base: BaseModel, tmp_path: Path
 def test_a_task_adapter_on_other_layers_is_refused(base: BaseModel, tmp_path: Path) -> None:
     have = resources(base, tmp_path, bank=True)
     config = OppuConfig(target_modules=("q_proj",), task_adapt="population")
-    with pytest.raises(AdapterError, match="modules that are not trained here"):
+    with pytest.raises(ConfigError, match="population adapter that changes v_proj, but theirs change q_proj only"):
         oppu(small_targets(), have, config=config, name="narrow")
+    assert not (tmp_path / "population").exists()

@@ -18,7 +18,8 @@ from mta.base_model import BaseModel
 from mta.baselines.methods import METHODS, find_method
 from mta.baselines.population import population, same_tokens
 from mta.config import BankConfig, TrainConfig
-from mta.errors import AdapterError, BankError, DataError, NotFound
+from mta.errors import AdapterError, BankError, ConfigError, DataError, NotFound
+from mta.lora.adapter import cat
 from mta.packing import TokenRow
 from mta.personalize import Personalized, Resources
 from mta.training import train
@@ -213,3 +214,38 @@ def test_methods_are_found_by_name() -> None:
     assert all(find_method(name) is METHODS[name] for name in METHODS)
     with pytest.raises(NotFound, match=r"unknown method 'MTA'; known: .*mta"):
         find_method("MTA")
+
+
+# adapted over it ---------------------------------------------------------------------------------------------------
+
+
+def test_users_are_adapted_over_the_one_adapter(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    people = METHODS["population-adapt"](small_targets(), known)
+    shared, _ = load_adapter(tmp_path / "population" / "population.safetensors", base=base)
+    for name, one in people.users.items():
+        own, _ = load_adapter(tmp_path / "population-adapt" / f"{name}.safetensors", base=base)
+        assert one.adapter is not None
+        assert one.adapter.make().fingerprint() == cat([shared, own]).fingerprint()
+        merged = METHODS["mta"](small_targets(), known).users[name]
+        assert one.updates == merged.updates, "as many updates on the user's own examples as merge-then-adapt"
+        assert one.adapter_bytes == merged.adapter_bytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_matched_one_has_an_anchors_updates_and_all_anchors_tokens(base, tmp_path, name: str) -> None:
+    known = resources(base, tmp_path, CONFIGS[name])
+    METHODS["population-matched-adapt"](small_targets(), known)
+    _, note = load_adapter(tmp_path / "population-matched" / "population.safetensors", base=base)
+    anchors = known.need_bank().anchors
+    assert note["tokens"] == pytest.approx(sum(anchor.tokens for anchor in anchors), rel=0.15)
+    assert note["updates"] == pytest.approx(sum(anchor.updates for anchor in anchors) / len(anchors), abs=2)
+
+
+def test_layers_that_do_not_fit_are_refused_before_training(base, tmp_path) -> None:
+    known = resources(base, tmp_path)
+    narrow = replace(known, adapt=replace(ADAPT, target_modules=("q_proj",)))
+    for name in ("population-adapt", "population-matched-adapt"):
+        with pytest.raises(ConfigError, match="changes v_proj, but theirs change q_proj only"):
+            METHODS[name](small_targets(), narrow)
+    assert {path.name for path in tmp_path.iterdir()} == {"bank"}

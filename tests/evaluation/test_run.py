@@ -444,3 +444,42 @@ def test_scores_that_are_no_numbers_name_the_method_and_the_user(first: RunResul
         run(*world(), config, folder)
     for name in ("scores.json", "predictions/merged-only.json", "adapters/merged-only.json", "predictions.jsonl"):
         assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
+
+
+# seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_runs_are_pooled_and_each_is_the_run_alone(tmp_path: Path) -> None:
+    names = ("base", "majority", "merged-only", "mta")
+    config = replace(CONFIG, methods=names, seeds=(5, 6))
+    both = run(*world(), config, tmp_path / "both")
+    assert both.scores["seeds"] == [5, 6]
+    for place, seed in enumerate((5, 6)):
+        alone = run(*world(), replace(CONFIG, methods=names).seeded(seed), tmp_path / f"alone-{seed}")
+        for name in ("merged-only", "mta"):
+            nll = alone.scores["methods"][name]["metrics"]["nll"]
+            assert both.scores["methods"][name]["by_seed"]["nll"][place] == pytest.approx(nll)
+    assert both.scores["methods"]["mta"]["seed_sd"]["nll"] > 0
+    assert both.scores["queries"] == alone.scores["queries"]
+    assert not (tmp_path / "both" / "seed-6" / "predictions" / "base.json").exists(), "nothing in it depends on a seed"
+
+
+def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
+    config = replace(CONFIG, methods=("base", "mta"), seeds=(5, 6))
+    first = run(*world(), config, tmp_path / "run")
+    heard = Heard()
+    again = run(*world(), replace(config, seeds=(5, 6, 7)), tmp_path / "run", progress=heard)
+    assert heard.stages.count("adaptation") == 3
+    assert sum(stage == "answers of mta" for stage in heard.stages) == 1
+    assert again.scores["methods"]["mta"]["by_seed"]["nll"][:2] == first.scores["methods"]["mta"]["by_seed"]["nll"]
+
+
+def test_methods_alone_in_any_subset_and_order_score_the_same(tmp_path: Path) -> None:
+    """No method may depend on another having run before it, or find its files."""
+    names = ["base", "nearest", "population", "population-adapt", "oppu", "merged-only", "swapped-user", "mta", "rag-3"]
+    config = replace(CONFIG, bank=replace(CONFIG.bank, population_train=TRAIN))
+    together = run(*world(), replace(config, methods=tuple(names)), tmp_path / "together").scores["methods"]
+    backwards = run(*world(), replace(config, methods=tuple(names[::-1])), tmp_path / "backwards").scores["methods"]
+    for name in names:
+        alone = run(*world(), replace(config, methods=(name,)), tmp_path / name).scores["methods"][name]
+        assert alone["metrics"] == together[name]["metrics"] == backwards[name]["metrics"]

@@ -126,6 +126,15 @@ ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(
 """Methods that mean something for some tasks only."""
 
 
+SEEDLESS = ("base", *CONTROLS, *(name for name in METHODS if name.startswith("rag-")))
+"""Methods that train nothing and leave nothing to chance: one run of them stands for all seeds."""
+
+
+def depends_on_seed(name: str) -> bool:
+    """Say whether a method may answer otherwise under another seed."""
+    return name not in SEEDLESS
+
+
 def find_method(name: str) -> Method:
     """Return the method called `name`.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mta.baselines.population import population_adapter
+from mta.baselines.population import check_beneath, population_adapter
 from mta.config import ALL_LINEAR, QUERY_VALUE
 from mta.lora.adapter import Recipe
 from mta.personalize import PersonalizedUsers, Resources, adapt_over
@@ -47,7 +47,7 @@ def oppu(users: Sequence[User], resources: Resources, *, config: OppuConfig, nam
 
     Raises:
         DataError: a population adapter is asked for and an anchor is not in the pool.
-        AdapterError: what lies beneath changes layers that are not among `config.target_modules`.
+        ConfigError: the population adapter changes layers that are not among `config.target_modules`.
     """
     prompts = resources.prompts
     if config.history_k is not None:
@@ -56,6 +56,7 @@ def oppu(users: Sequence[User], resources: Resources, *, config: OppuConfig, nam
     train = replace(adapt, rank=config.rank, alpha=adapt.scaling * config.rank, target_modules=config.target_modules)
     beneath: dict[str, Recipe] = {}
     if config.task_adapt == "population":
+        check_beneath(resources, config.target_modules)
         shared = population_adapter(resources).recipe
         beneath = {user.user_id: shared for user in users}
     return adapt_over(users, replace(resources, prompts=prompts, adapt=train), beneath=beneath, name=name)

@@ -14,13 +14,13 @@ from statistics import fmean
 
 from mta.bank_building import POPULATION_JOB, train_population
 from mta.config import TrainConfig
-from mta.errors import DataError
+from mta.errors import ConfigError, DataError
 from mta.lora.adapter import Recipe
 from mta.packing import TokenRow
 from mta.personalize import Personalized, PersonalizedUsers, Resources, adapt_over, renderer
 from mta.records import User
 from mta.training_plan import updates_per_epoch
-from mta.user_rows import user_rows
+from mta.user_rows import UserRows, user_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ def population_adapt(users: Sequence[User], resources: Resources) -> Personalize
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
+        ConfigError: the population adapter changes layers that adaptation does not.
         AdapterError: the training of the population adapter diverged.
     """
-    return _adapt_over(users, resources, population_adapter(resources), name="population-adapt")
+    return _adapt_over(users, resources, matched=False, name="population-adapt")
 
 
 def population_matched_adapt(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
@@ -64,20 +65,36 @@ def population_matched_adapt(users: Sequence[User], resources: Resources) -> Per
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
+        ConfigError: the population adapter changes layers that adaptation does not.
         AdapterError: the training of the population adapter diverged.
     """
-    return _adapt_over(users, resources, population_adapter(resources, matched=True), name="population-matched-adapt")
+    return _adapt_over(users, resources, matched=True, name="population-matched-adapt")
 
 
-def _adapt_over(
-    users: Sequence[User], resources: Resources, shared: PopulationAdapter, *, name: str
-) -> PersonalizedUsers:
+def _adapt_over(users: Sequence[User], resources: Resources, *, matched: bool, name: str) -> PersonalizedUsers:
+    check_beneath(resources, resources.adapt.target_modules, matched=matched)
+    shared = population_adapter(resources, matched=matched)
     people = adapt_over(users, resources, beneath={user.user_id: shared.recipe for user in users}, name=name)
     return replace(
         people,
         train_seconds=people.train_seconds + shared.seconds,
         cut_rows=people.cut_rows + shared.cut_rows,
     )
+
+
+def check_beneath(resources: Resources, target_modules: Sequence[str], *, matched: bool = False) -> None:
+    """Check, before anything is trained, that adapters on these layers can lie on the population adapter.
+
+    Raises:
+        ConfigError: it changes layers that are not among them.
+    """
+    config = resources.need_bank().config
+    shared = (config.train if matched else config.population_train).target_modules
+    if missing := [name for name in shared if name not in target_modules]:
+        raise ConfigError(
+            f"the users' adapters would lie on a population adapter that changes {', '.join(missing)}, but theirs "
+            f"change {', '.join(target_modules)} only; give both the same target_modules"
+        )
 
 
 def population_adapter(resources: Resources, *, matched: bool = False) -> PopulationAdapter:
@@ -93,23 +110,13 @@ def population_adapter(resources: Resources, *, matched: bool = False) -> Popula
         AdapterError: the training diverged.
     """
     bank = resources.need_bank()
-    pool = {user.user_id: user for user in resources.pool}
-    missing = [name for name in bank.anchor_ids if name not in pool]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
-            "give the pool file the bank was built from"
-        )
-    anchors = replace(bank.config.train, held_out_share=0.0)
-    data = [
-        user_rows(resources.base.tokens, bank.task, pool[name], train=anchors, prompts=resources.prompts)
-        for name in bank.anchor_ids
-    ]
+    data = anchor_rows(resources)
     rows = [row for made in data for row in made.rows]
     active = [anchor for anchor in bank.anchors if not anchor.retired]
     tokens = sum(anchor.tokens for anchor in active)
     if matched:
-        train = same_updates(anchors, rows, tokens, updates=round(fmean(anchor.updates for anchor in active)))
+        updates = round(fmean(anchor.updates for anchor in active))
+        train = same_updates(bank.config.train, rows, tokens, updates=updates)
     else:
         train = same_tokens(bank.config.population_train, rows, tokens)
     trained = train_population(
@@ -122,6 +129,27 @@ def population_adapter(resources: Resources, *, matched: bool = False) -> Popula
     )
     shared = trained.adapters[POPULATION_JOB].recipe(resources.base, rank=train.rank)
     return PopulationAdapter(shared, trained.seconds, sum(made.cut_rows for made in data))
+
+
+def anchor_rows(resources: Resources) -> list[UserRows]:
+    """Return the training rows of every anchor in use, in bank order, with those that the bank's training held out.
+
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+    """
+    bank = resources.need_bank()
+    pool = {user.user_id: user for user in resources.pool}
+    missing = [name for name in bank.anchor_ids if name not in pool]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
+            "give the pool file the bank was built from"
+        )
+    train = replace(bank.config.train, held_out_share=0.0)
+    return [
+        user_rows(resources.base.tokens, bank.task, pool[name], train=train, prompts=resources.prompts)
+        for name in bank.anchor_ids
+    ]
 
 
 def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:

@@ -24,7 +24,7 @@ from typing import Any
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import PARTS, Method, find_method, methods_for
+from mta.baselines.methods import PARTS, Method, depends_on_seed, find_method, methods_for
 from mta.baselines.simple import CONTROLS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import find_people, rule_for
@@ -90,8 +90,20 @@ class RunConfig:
     """Stage 3."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Rows of the table; controls that mean nothing for the task are left out."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Packing; it decides speed only."""
+
+    def seeded(self, seed: int) -> RunConfig:
+        """Return the settings of one repeated run: anchors, initial values, orders and options depend on `seed`."""
+        bank = replace(
+            self.bank,
+            anchors=replace(self.bank.anchors, seed=seed),
+            train=replace(self.bank.train, seed=seed),
+            population_train=replace(self.bank.population_train, seed=seed),
+        )
+        return replace(self, seeds=(), bank=bank, adapt=replace(self.adapt, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +144,70 @@ def run(
     started = time.monotonic()
     task = get_task(config.task_id)
     methods = methods_for(task, config.methods)
-    resources = open_run(pool, targets, config, folder, base=base, progress=progress)
-    distances = _write_matches(folder, match_users(targets, resources), resources.need_bank())
-    records = [method_record(name, find_method(name), targets, resources, folder) for name in methods]
+    parts: list[_Part] = []
+    if config.seeds:
+        base = _refuse_or_load(folder, config, base)
+    for seed in config.seeds or (None,):
+        names = [name for name in methods if not parts or depends_on_seed(name)]
+        one = config if seed is None else config.seeded(seed)
+        place = folder if seed is None else folder / f"seed-{seed}"
+        parts.append(_answer_all(names, pool, targets, one, place, base, progress))
+    if config.seeds:
+        _write_config(folder, config, parts[0].resources.base)
+    records = [_joined(name, parts, config.seeds) for name in methods]
     scores = _score(records, task, config, targets)
     scores["run"] = {
         **(notes or {}),
-        **_run_card(config, resources, targets, scores, distances, time.monotonic() - started),
+        **_run_card(config, parts, targets, scores, time.monotonic() - started),
     }
     return _write_results(folder, scores, records, targets, task)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the repeated runs."""
+
+    resources: Resources
+    records: Mapping[str, MethodRecord]
+    distances: Mapping[str, float]
+    """How far the two merges are apart, mean over users."""
+
+
+def _answer_all(
+    methods: Sequence[str],
+    pool: Sequence[User],
+    targets: Sequence[User],
+    config: RunConfig,
+    folder: Path,
+    base: BaseModel | None,
+    progress: Progress,
+) -> _Part:
+    """Do one run up to the answers of every method."""
+    resources = open_run(pool, targets, config, folder, base=base, progress=progress)
+    distances = _write_matches(folder, match_users(targets, resources), resources.need_bank())
+    records = {name: method_record(name, find_method(name), targets, resources, folder) for name in methods}
+    return _Part(resources, records, distances)
+
+
+def _joined(name: str, parts: Sequence[_Part], seeds: Sequence[int]) -> MethodRecord:
+    """Pool a method's answers of repeated runs; costs are means over them."""
+    records = [part.records[name] for part in parts if name in part.records]
+    if len(records) == 1:
+        return records[0]
+    return replace(
+        records[0],
+        predictions=[row for record in records for row in record.predictions],
+        seed_of=[seed for seed, record in zip(seeds, records, strict=True) for _ in record.predictions],
+        updates_per_user=_mean([record.updates_per_user for record in records]),
+        adapter_bytes_per_user=_mean([record.adapter_bytes_per_user for record in records]),
+        train_seconds=_mean([record.train_seconds for record in records]),
+        predict_seconds=_mean([record.predict_seconds for record in records]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def open_run(
@@ -160,8 +227,7 @@ def open_run(
     _check_people(pool, targets, task)
     _check_settings(config, methods_for(task, config.methods))
     with folder_if_used(folder):
-        base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
-        _refuse_other_run(folder / CONFIG, config, base)
+        base = _refuse_or_load(folder, config, base)
         resources = _resources(pool, task, config, folder, base=base, progress=progress)
         resources.need_bank().check_targets(targets)
         _write_config(folder, config, base)
@@ -207,6 +273,13 @@ def _check_settings(config: RunConfig, methods: Sequence[str]) -> None:
             f"is {', '.join(config.adapt.target_modules)} (method {stacked[0]}); add the missing ones, or train the "
             "bank without them"
         )
+
+
+def _refuse_or_load(folder: Path, config: RunConfig, base: BaseModel | None) -> BaseModel:
+    """Return the loaded base model, unless the folder holds a run that is not an earlier state of this one."""
+    base = base or load_base_model(config.base, device=config.device, dtype=config.dtype)
+    _refuse_other_run(folder / CONFIG, config, base)
+    return base
 
 
 def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
@@ -394,7 +467,7 @@ def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targe
         task.task_id,
         records,
         base=config.base,
-        seeds=[config.adapt.seed],
+        seeds=list(config.seeds) or [config.adapt.seed],
         metrics=task.metrics,
         labels=task.labels,
         people=people,
@@ -403,13 +476,10 @@ def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targe
 
 
 def _run_card(
-    config: RunConfig,
-    resources: Resources,
-    targets: Sequence[User],
-    scores: Mapping[str, Any],
-    distances: Mapping[str, float],
-    seconds: float,
+    config: RunConfig, parts: Sequence[_Part], targets: Sequence[User], scores: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
+    resources = parts[0].resources
+    distances = {name: sum(part.distances[name] for part in parts) / len(parts) for name in parts[0].distances}
     base, bank = resources.base, resources.need_bank()
     tokens = sum(anchor.tokens for anchor in bank.anchors)
     return {
