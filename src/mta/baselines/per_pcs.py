@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from mta.adapter_files import load_trained, save_trained
-from mta.bank import Bank
 from mta.base_model import BaseModel
+from mta.baselines.population import anchor_rows
 from mta.config import TrainConfig, to_dict
-from mta.errors import AdapterError, ConfigError, DataError, MtaError
+from mta.errors import AdapterError, ConfigError, MtaError
 from mta.files import safe_name, sha256_json
 from mta.forward import answer_nll
 from mta.lora.adapter import Adapter, Recipe, recipe
@@ -224,13 +224,10 @@ def train_gates(resources: Resources, config: PerPcsConfig, folder: Path) -> Sha
     """
     bank = resources.need_bank()
     train = config.gate_training(bank.config.train)
-    data = {
-        user.user_id: user_rows(resources.base.tokens, bank.task, user, train=train, prompts=bank.config.prompts)
-        for user in _anchor_users(bank, resources.pool)
-    }
-    kind = Gates({name: recipe(bank.adapter(name)) for name in data})
+    data = anchor_rows(resources)
+    kind = Gates({rows.user_id: recipe(bank.adapter(rows.user_id)) for rows in data})
     beneath = recipe(bank.population) if bank.population else None
-    jobs = [TrainJob(name, rows.rows, train, frozen=beneath, kind=kind) for name, rows in data.items()]
+    jobs = [TrainJob(rows.user_id, rows.rows, train, frozen=beneath, kind=kind) for rows in data]
     with resources.progress("gate training") as step:
         trained = train_and_store(
             resources.base,
@@ -253,19 +250,8 @@ def train_gates(resources: Resources, config: PerPcsConfig, folder: Path) -> Sha
         gates=stack_gates([stored.tensors(resources.base) for stored in good.values()]),
         fingerprint=sha256_json([(name, stored.note.fingerprint) for name, stored in good.items()]),
         seconds=trained.seconds,
-        cut_rows=sum(rows.cut_rows for rows in data.values()),
+        cut_rows=sum(rows.cut_rows for rows in data),
     )
-
-
-def _anchor_users(bank: Bank, pool: Sequence[User]) -> list[User]:
-    known = {user.user_id: user for user in pool}
-    missing = [name for name in bank.anchor_ids if name not in known]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
-            "give the pool file the bank was built from"
-        )
-    return [known[name] for name in bank.anchor_ids]
 
 
 # composition ------------------------------------------------------------------------------------------------------
