@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, mean_absolute_error
 
+from mta import metrics
 from mta.errors import DataError, MtaError, NotFound
 from mta.metrics import METRICS, find_metric, parse_rating, pooled_statistics, score
 
@@ -139,3 +140,11 @@ def test_data_that_cannot_be_scored(
     with pytest.raises(DataError, match=message) as caught:
         score([name], answers, golds, labels=labels)
     assert isinstance(caught.value, MtaError)
+
+
+def test_rouge_of_an_answer_is_computed_once_for_both_kinds_and_every_comparison() -> None:
+    texts, golds = [f"rain number {place}" for place in range(20)], ["it rained a number of days"] * 20
+    before = metrics._rouge_scores.cache_info().misses
+    first = score(["rouge_1", "rouge_l"], texts, golds)
+    assert score(["rouge_1", "rouge_l"], texts, golds) == first
+    assert metrics._rouge_scores.cache_info().misses - before == 20

@@ -161,6 +161,21 @@ def test_best_point_estimate_is_bold() -> None:
     assert re.findall(r"<b>(.*?)</b>", page()) == ["0.500", "1.900"]
 
 
+def test_comparisons_have_a_row_for_each_opponent_and_a_column_for_each_metric() -> None:
+    one = {**run()["comparisons"][0], "p_holm": 0.03}
+    rows = [one, {**one, "metric": "nll", "difference": -0.3, "ci95": [-0.4, 0.1]}, {**one, "b": "majority"}]
+    rows += [{**one, "a": "oppu", "b": "base"}]
+    judged = {"method": "mta", "population": "population", "best_rival": {"accuracy": "population", "nll": None}}
+    text = " ".join("".join(outline(page(scores=[run(comparisons=rows, judged=judged)])).text).split())
+    table = text.split("mta minus …")[1].split("oppu minus …")
+    assert table[0].startswith(
+        "Acc ↑NLL ↓ population+0.200[+0.100, +0.300]p 0.010; Holm 0.030best rival: mta better-0.300"
+    )
+    assert "Holm 0.030may be noise majority+0.200[+0.100, +0.300]p 0.010; Holm 0.030mta better–" in table[0]
+    assert table[1].startswith("Acc ↑ base+0.200")
+    assert "metrics are not mixed" in text
+
+
 def test_comparability_names_controls_present_and_missing() -> None:
     text = " ".join(comparability(run()))
     assert "Controls in the table: base, majority, population." in text

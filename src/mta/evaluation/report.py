@@ -198,9 +198,9 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": [metric_title(metric) for metric in metrics],
         "costs": [COST_TITLES[cost] for cost in costs],
         "rows": [_method_view(scores, name, metrics, costs) for name in scores["methods"]],
-        "reading": " ".join([reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores)]),
+        "reading": [reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores)],
         "plots": [plot_layout(scores, metric) for metric in metrics],
-        "comparisons": comparison_rows(scores),
+        "comparisons": _comparison_grids(scores),
         "comparison_line": comparison_line(scores),
         "slices": [_slice_view(table) for table in slice_tables(scores)],
         "slices_line": SLICES_LINE,
@@ -225,6 +225,27 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
         ],
         "costs": [format_cost(cost, method.get(cost)) for cost in costs],
     }
+
+
+def _comparison_grids(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table for each first method: a row for each second one, a column for each metric."""
+    cells: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
+    for row in comparison_rows(scores):
+        cells.setdefault(row["a"], {}).setdefault(row["b"], {})[row["metric"]] = row
+    metrics = {
+        first: list(dict.fromkeys(name for row in rows.values() for name in row)) for first, rows in cells.items()
+    }
+    return [
+        {
+            "first": first,
+            "metrics": metrics[first],
+            "rows": [
+                {"second": second, "cells": [row.get(metric) for metric in metrics[first]]}
+                for second, row in rows.items()
+            ],
+        }
+        for first, rows in cells.items()
+    ]
 
 
 def _slice_view(table: SliceTable) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from typing import Any
 
 from mta.errors import ConfigError, DataError
 from mta.evaluation.scores import MethodRecord, points
-from mta.evaluation.statistics import RESAMPLES, Query, Scores, score_predictions
+from mta.evaluation.statistics import RESAMPLES, QueryKey, Scores, score_predictions
 from mta.records import Prediction, User
 from mta.tasks.task import Task
 
-Partition = Mapping[Query, str]
+Partition = Mapping[QueryKey, str]
 """(user id, query id) -> label of its slice."""
 
 THIRDS: Mapping[int, tuple[str, ...]] = {1: ("all",), 2: ("low", "high"), 3: ("low", "middle", "high")}
@@ -83,12 +83,12 @@ def _require_whole(name: str, partition: Partition, records: Sequence[MethodReco
                 )
 
 
-def _members(partition: Partition, label: str) -> set[Query]:
+def _members(partition: Partition, label: str) -> set[QueryKey]:
     return {query for query, its_label in partition.items() if its_label == label}
 
 
 def _slice(
-    records: Sequence[MethodRecord], members: set[Query], score: Callable[[Sequence[Prediction]], Scores]
+    records: Sequence[MethodRecord], members: set[QueryKey], score: Callable[[Sequence[Prediction]], Scores]
 ) -> dict[str, Any] | None:
     """One slice's entry, or None where no query of it was answered."""
     found = {
@@ -110,7 +110,7 @@ def usual_partitions(
     pool: Sequence[User],
     anchors: Sequence[User],
     similarities: Mapping[str, float],
-) -> dict[str, dict[Query, str]]:
+) -> dict[str, dict[QueryKey, str]]:
     """Make the partitions every run can have.
 
     Args:
@@ -131,7 +131,7 @@ def usual_partitions(
     }
 
 
-def by_history_length(users: Sequence[User], *, bins: Mapping[str, float] | None = None) -> dict[Query, str]:
+def by_history_length(users: Sequence[User], *, bins: Mapping[str, float] | None = None) -> dict[QueryKey, str]:
     """Part queries by how many items their user's history has; the labels hold the bounds.
 
     Args:
@@ -147,7 +147,7 @@ def by_history_length(users: Sequence[User], *, bins: Mapping[str, float] | None
     return _by_user(users, _named(lengths, bins))
 
 
-def by_similarity(users: Sequence[User], similarities: Mapping[str, float]) -> dict[Query, str]:
+def by_similarity(users: Sequence[User], similarities: Mapping[str, float]) -> dict[QueryKey, str]:
     """Part queries by how similar their user is to the nearest anchor, into thirds of the users.
 
     Args:
@@ -168,7 +168,7 @@ def by_similarity(users: Sequence[User], similarities: Mapping[str, float]) -> d
     return _by_user(users, _thirds(values, lambda low, high: _span(low, high, ".3f")))
 
 
-def by_seen_text(task: Task, users: Sequence[User], holders: Sequence[User]) -> dict[Query, str]:
+def by_seen_text(task: Task, users: Sequence[User], holders: Sequence[User]) -> dict[QueryKey, str]:
     """Part queries by whether their own text stands in one of the holders' histories; case and spacing do not count.
 
     What was seen may have been learned by heart, by a model trained on it or a classifier that looks it up. The text is
@@ -196,7 +196,7 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _by_user(users: Sequence[User], label_of: Mapping[str, str]) -> dict[Query, str]:
+def _by_user(users: Sequence[User], label_of: Mapping[str, str]) -> dict[QueryKey, str]:
     """Give every query its user's label, in the order of the labels."""
     queries = {user.user_id: [(user.user_id, query.query_id) for query in user.queries] for user in users}
     return {query: label for user_id, label in label_of.items() for query in queries[user_id]}

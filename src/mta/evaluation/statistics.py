@@ -33,7 +33,7 @@ from mta.records import Prediction
 logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
-Query = tuple[str, str]
+QueryKey = tuple[str, str]
 """User id and query id."""
 
 RESAMPLES = 2000
@@ -240,7 +240,7 @@ def _seed_index(predictions: Sequence[Prediction], seed_of: Sequence[int] | None
             f"cannot score: {len(predictions)} predictions but {len(seed_of)} seeds; name the seed of each prediction, "
             "in the same order"
         )
-    queries: dict[int, Counter[Query]] = {}
+    queries: dict[int, Counter[QueryKey]] = {}
     for prediction, seed in zip(predictions, seed_of, strict=True):
         queries.setdefault(seed, Counter())[prediction.user_id, prediction.query_id] += 1
     seeds = tuple(sorted(queries))
@@ -388,9 +388,9 @@ def _pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Predic
     return paired_a, paired_b
 
 
-def _by_query(predictions: Sequence[Prediction]) -> dict[Query, list[Prediction]]:
+def _by_query(predictions: Sequence[Prediction]) -> dict[QueryKey, list[Prediction]]:
     """Gather each query's answers, one a seed, in order of appearance."""
-    gathered: dict[Query, list[Prediction]] = {}
+    gathered: dict[QueryKey, list[Prediction]] = {}
     for prediction in predictions:
         gathered.setdefault((prediction.user_id, prediction.query_id), []).append(prediction)
     return gathered

@@ -249,7 +249,7 @@ def between_seeds(scores: Mapping[str, Any]) -> str:
             if (value := finite((method.get("seed_sd") or {}).get(metric))) is not None
         ]
         if found:
-            parts.append(f"{name} {', '.join(found)} ({len(method.get('seeds') or ())} seeds)")
+            parts.append(f"{name} {', '.join(found)}")
     return "; ".join(parts)
 
 
