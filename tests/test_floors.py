@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2 tensors, no model and no file: the paper's maths
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.slot_rows", "lora.stacked", "lora.slot_adamw", "lora.gates",
-        "anchors", "merging",
+        "lora.experts", "lora.expert_training", "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (

@@ -16,7 +16,7 @@ from mta.lora.adapter import Recipe
 from mta.progress import Progress, silent
 from mta.records import User
 from mta.tasks.task import Task
-from mta.training_plan import TrainJob
+from mta.training_plan import LORA, Kind, TrainJob
 from mta.training_store import StoredAdapter, train_and_store
 from mta.user_rows import user_rows
 
@@ -44,6 +44,7 @@ def adapt_users(
     train: TrainConfig,
     prompts: PromptConfig,
     engine: EngineConfig,
+    kind: Kind = LORA,
     progress: Progress = silent,
 ) -> Adaptation:
     """Train each user's own adapter on top of what lies beneath it.
@@ -59,11 +60,12 @@ def adapt_users(
         train: settings of the adapters.
         prompts: how examples are rendered; use the bank's.
         engine: packing.
+        kind: what is trained of each user, where it is more than an adapter.
         progress: told about the stage.
     """
     data = {user.user_id: user_rows(base.tokens, task, user, train=train, prompts=prompts) for user in users}
     jobs = [
-        TrainJob(name, rows.rows, train, held_out=rows.held_out, frozen=beneath.get(name))
+        TrainJob(name, rows.rows, train, held_out=rows.held_out, frozen=beneath.get(name), kind=kind)
         for name, rows in data.items()
         if rows.rows
     ]

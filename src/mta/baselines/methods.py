@@ -16,6 +16,7 @@ from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.baselines.per_pcs import per_pcs
 from mta.baselines.population import population, population_adapt, population_matched_adapt
+from mta.baselines.proper import proper
 from mta.baselines.rag import rag
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
@@ -114,6 +115,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "oppu-qv": _oppu("oppu-qv", PUBLISHED_OPPU),
         "oppu-task": _oppu("oppu-task", OppuConfig(task_adapt="population")),
         "per-pcs": per_pcs,
+        "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
         "swapped-user": swapped_user,
         "rag+mta": rag_mta,
