@@ -39,6 +39,7 @@ ORDER = (
     "generate",
     "evaluate",
     "run",
+    "sweep",
     "export",
     "report",
     "demo",

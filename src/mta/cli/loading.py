@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mta.cli.display import note
 from mta.cli.settings import TINY
@@ -42,6 +43,65 @@ def load_users(
     if found.skipped:
         note(f"{path}: {len(found.skipped)} records left out: {' | '.join(found.skipped[:SHOWN_SKIPPED])}")
     return found.users
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Who a run is about."""
+
+    pool: list[User]
+    targets: list[User]
+    notes: dict[str, Any]
+    """For the run card: who was left out."""
+
+
+def load_people(
+    pool: Path,
+    targets: Path,
+    task: Task,
+    *,
+    golds: Path | None,
+    users: int,
+    pool_users: int,
+    drop_leaks: bool,
+    skip_malformed: bool,
+    queries_per_user: int,
+) -> People:
+    """Read pool and targets as the options of a run say, and say on standard error what was left out."""
+    notes: dict[str, Any] = {}
+    served = load_users(
+        targets,
+        task,
+        golds=golds,
+        need_golds=True,
+        skip_malformed=skip_malformed,
+        queries_per_user=queries_per_user,
+    )
+    source = load_users(pool, task, skip_malformed=skip_malformed)
+    served = _capped(served, users, "target users", notes)
+    if drop_leaks:
+        source = _without_leaks(source, served, task, notes)
+    return People(_capped(source, pool_users, "pool users", notes), served, notes)
+
+
+def _capped(users: list[User], most: int, what: str, notes: dict[str, Any]) -> list[User]:
+    if not most or len(users) <= most:
+        return users
+    notes[f"capped {what}"] = f"the first {most} of {len(users)}"
+    note(f"{what}: the first {most} of {len(users)}")
+    return users[:most]
+
+
+def _without_leaks(pool: Sequence[User], targets: Sequence[User], task: Task, notes: dict[str, Any]) -> list[User]:
+    from mta.data.people import rule_for
+    from mta.data.splits import drop_leaks
+
+    kept, _ = drop_leaks(pool, targets, rule=rule_for(task.task_id))
+    left_out = len(pool) - len(kept)
+    if left_out:
+        notes["left out of the pool"] = f"{left_out} users who are a target person or hold a target's answer"
+        note(f"pool: {left_out} of {len(pool)} users left out, because they are a target person or hold an answer")
+    return kept
 
 
 def pick_user(users: Sequence[User], user_id: str) -> User:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mta.cli import options
 from mta.cli.command import command
-from mta.cli.display import note, progress_bars, show_json, show_scores
+from mta.cli.display import progress_bars, show_json, show_scores
 from mta.cli.settings import RUN, Given, plan_for
 from mta.errors import ConfigError
 from mta.files import safe_name
-
-if TYPE_CHECKING:
-    from mta.records import User
-    from mta.tasks.task import Task
 
 EXAMPLE = (
     "mta run lamp-2 --pool data/pool_questions.json --targets data/target_questions.json --base tiny-random "
@@ -46,6 +43,9 @@ def run(
     method: Annotated[
         list[str] | None, typer.Option("--method", help="A row of the table; repeat it. A usual set, by default.")
     ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")
+    ] = 1,
     users: Annotated[int, typer.Option("--users", min=0, help="Only the first N targets; 0 means all.")] = 0,
     pool_users: Annotated[int, typer.Option("--pool-users", min=0, help="Only the first N of the pool.")] = 0,
     drop_leaks: Annotated[
@@ -68,7 +68,7 @@ def run(
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
     from mta.baselines.methods import methods_for
-    from mta.cli.loading import load_base, load_users
+    from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import DEFAULT_METHODS
     from mta.evaluation.run import run as run_all
     from mta.tasks import get_task
@@ -78,34 +78,45 @@ def run(
     methods_for(found, names)
     _check_layout(layout, names)
     notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
-    served = load_users(
+    people = load_people(
+        pool,
         targets,
         found,
         golds=golds,
-        need_golds=True,
+        users=users,
+        pool_users=pool_users,
+        drop_leaks=drop_leaks,
         skip_malformed=skip_malformed,
         queries_per_user=queries_per_user,
     )
-    source = load_users(pool, found, skip_malformed=skip_malformed)
-    served = _capped(served, users, "target users", notes)
-    if drop_leaks:
-        source = _without_leaks(source, served, found, notes)
-    source = _capped(source, pool_users, "pool users", notes)
+    notes |= people.notes
     folder = out or Path("runs") / f"{found.task_id}-{safe_name(Path(base).name)}"
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
-        result = run_all(source, served, config, folder, base=model, notes=notes, progress=progress)
+        if seeds > 1:
+            _check_repeats(layout, seeds)
+            config = replace(config, seeds=tuple(range(plan.adapt.seed, plan.adapt.seed + seeds)))
+        result = run_all(people.pool, people.targets, config, folder, base=model, notes=notes, progress=progress)
     if layout:
         from mta.evaluation.reference_layout import write_reference_layout
 
-        write_reference_layout(folder, folder / layout, pool=source, targets=served, base=model, method=LAYOUT_METHOD)
+        write_reference_layout(
+            folder, folder / layout, pool=people.pool, targets=people.targets, base=model, method=LAYOUT_METHOD
+        )
     if as_json:
         show_json(result.scores)
     else:
         show_scores(result.scores)
         typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _check_repeats(layout: str | None, seeds: int) -> None:
+    if layout:
+        raise ConfigError(
+            f"--layout writes the files of one run, not of {seeds} repeated ones; leave --seeds out, or --layout"
+        )
 
 
 def _check_layout(layout: str | None, names: Sequence[str]) -> None:
@@ -114,23 +125,3 @@ def _check_layout(layout: str | None, names: Sequence[str]) -> None:
             f"--layout writes the files of method {LAYOUT_METHOD!r}, which is not among {', '.join(names)}; "
             f"add --method {LAYOUT_METHOD}"
         )
-
-
-def _capped(users: list[User], most: int, what: str, notes: dict[str, Any]) -> list[User]:
-    if not most or len(users) <= most:
-        return users
-    notes[f"capped {what}"] = f"the first {most} of {len(users)}"
-    note(f"{what}: the first {most} of {len(users)}")
-    return users[:most]
-
-
-def _without_leaks(pool: Sequence[User], targets: Sequence[User], task: Task, notes: dict[str, Any]) -> list[User]:
-    from mta.data.people import rule_for
-    from mta.data.splits import drop_leaks
-
-    kept, _ = drop_leaks(pool, targets, rule=rule_for(task.task_id))
-    left_out = len(pool) - len(kept)
-    if left_out:
-        notes["left out of the pool"] = f"{left_out} users who are a target person or hold a target's answer"
-        note(f"pool: {left_out} of {len(pool)} users left out, because they are a target person or hold an answer")
-    return kept

@@ -100,6 +100,11 @@ def find_people(users: Sequence[User], *, rule: PersonRule = PERSONAL_ITEMS) -> 
     return [tuple(users[index].user_id for index in group) for group in group_records(users, rule=rule)]
 
 
+def person_names(users: Sequence[User], *, rule: PersonRule = PERSONAL_ITEMS) -> dict[str, str]:
+    """Return user id -> the id that stands for the person, that of the person's first record."""
+    return {user_id: group[0] for group in find_people(users, rule=rule) for user_id in group}
+
+
 def group_records(users: Sequence[User], *, rule: PersonRule) -> list[list[int]]:
     """Do the work of `find_people` on positions, so that ids need not differ."""
     records = _item_sets(users)

@@ -27,7 +27,7 @@ from mta.base_model import BaseModel, load_base_model
 from mta.baselines.methods import PARTS, Method, depends_on_seed, find_method, methods_for
 from mta.baselines.simple import CONTROLS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
-from mta.data.people import find_people, rule_for
+from mta.data.people import person_names, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
 from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError
@@ -217,18 +217,25 @@ def open_run(
     folder: Path,
     *,
     base: BaseModel | None = None,
+    bank_folder: Path | None = None,
+    work: Path | None = None,
     progress: Progress = silent,
 ) -> Resources:
     """Check everything that can be refused beforehand, build or load the bank, and return what methods need.
 
-    Arguments and errors as for `run`.
+    Other arguments and errors as for `run`.
+
+    Args:
+        bank_folder: where the bank goes; in `folder` if not given.
+        work: where the bank's trainings are kept, see `build_bank`.
     """
     task = get_task(config.task_id)
     _check_people(pool, targets, task)
     _check_settings(config, methods_for(task, config.methods))
     with folder_if_used(folder):
         base = _refuse_or_load(folder, config, base)
-        resources = _resources(pool, task, config, folder, base=base, progress=progress)
+        store = _BankPlace(bank_folder or folder / "bank", work)
+        resources = _resources(pool, task, config, folder, store, base=base, progress=progress)
         resources.need_bank().check_targets(targets)
         _write_config(folder, config, base)
     return resources
@@ -307,8 +314,23 @@ def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
     write_json(folder / CONFIG, values)
 
 
+@dataclass(frozen=True, slots=True)
+class _BankPlace:
+    """Where a bank goes, and its trainings until it is there."""
+
+    folder: Path
+    work: Path | None
+
+
 def _resources(
-    pool: Sequence[User], task: Task, config: RunConfig, folder: Path, *, base: BaseModel, progress: Progress
+    pool: Sequence[User],
+    task: Task,
+    config: RunConfig,
+    folder: Path,
+    place: _BankPlace,
+    *,
+    base: BaseModel,
+    progress: Progress,
 ) -> Resources:
     """Load the encoders, build the bank or load the one that is there, and put together what methods need."""
     encoders = _encoders(config, base)
@@ -316,11 +338,12 @@ def _resources(
         pool,
         task,
         base,
-        folder / "bank",
+        place.folder,
         config=config.bank,
         encoders=encoders,
         engine=config.engine,
         min_anchors=config.top_k,
+        work=place.work,
         progress=progress,
     )
     return Resources(
@@ -462,7 +485,6 @@ def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Ta
 def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User]) -> dict[str, Any]:
     names = [record.name for record in records]
     pairs = [("mta", other) for other in COMPARED]
-    people = {user_id: group[0] for group in find_people(targets, rule=rule_for(task.task_id)) for user_id in group}
     return build_scores(
         task.task_id,
         records,
@@ -470,7 +492,7 @@ def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targe
         seeds=list(config.seeds) or [config.adapt.seed],
         metrics=task.metrics,
         labels=task.labels,
-        people=people,
+        people=person_names(targets, rule=rule_for(task.task_id)),
         comparisons=[pair for pair in pairs if set(pair) <= set(names)],
     )
 

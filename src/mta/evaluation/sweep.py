@@ -1,0 +1,207 @@
+"""One setting varied, everything else equal: figures 3 to 6 of the paper, with the same statistics as any run.
+
+    sweep/bank/             one bank for all points; of another size it lies in points/<value>/bank
+          anchors/          trained anchors that banks of several sizes share
+          points/<value>/   settings and adapters of one point
+          predictions/      one file a point
+          scores.json       as of a run whose methods are the points; `sweep` says what was varied
+          table.md  table.csv  predictions.jsonl
+
+A killed sweep continues with the same call; further values can be added later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mta.base_model import BaseModel
+from mta.baselines.methods import find_method
+from mta.config import to_dict
+from mta.data.people import person_names, rule_for
+from mta.errors import ConfigError, unknown_name
+from mta.evaluation.predictions_file import write_predictions
+from mta.evaluation.run import RunConfig, method_record, open_run
+from mta.evaluation.scores import MethodRecord, build_scores
+from mta.evaluation.table import csv_table, markdown_table
+from mta.files import write_json, write_text
+from mta.progress import Progress, silent
+from mta.records import User
+from mta.runtime import versions
+from mta.tasks import get_task
+
+AS_ASKED = "as asked"
+"""Name of the point without the change: the weights of Eq. 6, against fixed ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """One setting that can be varied."""
+
+    title: str
+    """For the axis of a plot."""
+    figure: str
+    """The paper's figure."""
+    usual: tuple[float, ...]
+    """Values where none are named; those of the paper."""
+    change: Callable[[RunConfig, float], RunConfig]
+    """Settings, value -> the settings of the point."""
+    whole: bool = True
+    """Values are whole numbers."""
+    own_bank: bool = False
+    """Every point has a bank of its own."""
+    reference: bool = False
+    """There is a point without the change to compare with."""
+
+
+def _weight(config: RunConfig, value: float) -> RunConfig:
+    return replace(config, merge=replace(config.merge, weights="fixed", first_weight=value))
+
+
+def _top_k(config: RunConfig, value: float) -> RunConfig:
+    return replace(config, top_k=int(value))
+
+
+def _rank(config: RunConfig, value: float) -> RunConfig:
+    return replace(config, adapt=replace(config.adapt, rank=int(value), alpha=config.adapt.scaling * int(value)))
+
+
+def _bank_size(config: RunConfig, value: float) -> RunConfig:
+    return replace(config, bank=replace(config.bank, anchors=replace(config.bank.anchors, bank_size=int(value))))
+
+
+SWEEPS: Mapping[str, Sweep] = MappingProxyType(
+    {
+        "weight": Sweep(
+            title="weight of the nearest anchor",
+            figure="Figure 3",
+            usual=tuple(step / 10 for step in range(11)),
+            change=_weight,
+            whole=False,
+            reference=True,
+        ),
+        "top-k": Sweep(title="merged anchors K", figure="Figure 4", usual=tuple(range(1, 9)), change=_top_k),
+        "rank": Sweep(title="rank of the user's adapter", figure="Figure 5", usual=(2, 4, 6, 8, 16), change=_rank),
+        "bank-size": Sweep(
+            title="anchors asked for",
+            figure="Figure 6",
+            usual=(50, 60, 70, 80, 90, 100),
+            change=_bank_size,
+            own_bank=True,
+        ),
+    }
+)
+
+
+def find_sweep(name: str) -> Sweep:
+    """Return the sweep called `name`.
+
+    Raises:
+        NotFound: there is none; the message lists those there are.
+    """
+    if name not in SWEEPS:
+        raise unknown_name("sweep", name, SWEEPS)
+    return SWEEPS[name]
+
+
+def run_sweep(
+    pool: Sequence[User],
+    targets: Sequence[User],
+    config: RunConfig,
+    folder: Path,
+    *,
+    over: str,
+    values: Sequence[float] = (),
+    method: str = "mta",
+    base: BaseModel | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Answer and score the targets' queries once for each value of one setting.
+
+    Args:
+        pool: users for the bank.
+        targets: users to serve, with queries and gold answers.
+        config: everything that is not varied; its methods and seeds play no part.
+        folder: where everything goes; a killed sweep continues from it.
+        over: what is varied, a name in `SWEEPS`.
+        values: values tried; the paper's where none are named.
+        method: the method whose scores are compared.
+        base: the loaded base model, if the caller has it.
+        notes: further rows for the run card.
+        progress: told about each stage.
+
+    Returns:
+        The content of scores.json: one method a point.
+
+    Raises:
+        ConfigError: a value the setting cannot have, or more anchors than the bank has.
+        DataError: see `run`.
+    """
+    started = time.monotonic()
+    sweep, asked = find_sweep(over), find_method(method)
+    points = _points(sweep, over, values, replace(config, methods=(method,), seeds=()))
+    records = []
+    for label, changed in points.items():
+        place = folder / "points" / label
+        resources = open_run(
+            pool,
+            targets,
+            changed,
+            place,
+            base=base,
+            bank_folder=None if sweep.own_bank else folder / "bank",
+            work=folder / "anchors" if sweep.own_bank else None,
+            progress=progress,
+        )
+        base = resources.base
+        records.append(method_record(label, asked, targets, resources, folder))
+    task = get_task(config.task_id)
+    scores = build_scores(
+        task.task_id,
+        records,
+        base=config.base,
+        seeds=[config.adapt.seed],
+        metrics=task.metrics,
+        labels=task.labels,
+        people=person_names(targets, rule=rule_for(task.task_id)),
+    )
+    scores["sweep"] = {
+        "over": over,
+        "title": sweep.title,
+        "figure": sweep.figure,
+        "method": method,
+        "values": {label: float(label) for label in points if label != AS_ASKED},
+    }
+    card = {"settings": to_dict(config), "versions": versions()}
+    scores["run"] = {**(notes or {}), **card, "wall seconds of this call": round(time.monotonic() - started, 1)}
+    _write(folder, scores, records)
+    return scores
+
+
+def _points(sweep: Sweep, over: str, values: Sequence[float], config: RunConfig) -> dict[str, RunConfig]:
+    """Return the settings of every point by its label; refuses what cannot be before anything is trained."""
+    points: dict[str, RunConfig] = {}
+    for value in dict.fromkeys(values or sweep.usual):
+        if sweep.whole and value != int(value):
+            raise ConfigError(f"{over} is {value}; it must be a whole number, for example {int(value)}")
+        points[f"{int(value) if sweep.whole else value:g}"] = sweep.change(config, value)
+    largest = max(one.top_k for one in points.values())
+    smallest = min(one.bank.anchors.bank_size for one in points.values())
+    if largest > smallest:
+        raise ConfigError(
+            f"top_k is {largest}, more than the {smallest} anchors the smallest bank is asked to have; lower --top-k "
+            "or the values, or raise --bank-size"
+        )
+    return {**points, AS_ASKED: config} if sweep.reference else points
+
+
+def _write(folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord]) -> None:
+    write_predictions(folder / "predictions.jsonl", {record.name: record.predictions for record in records})
+    write_json(folder / "scores.json", scores)
+    write_text(folder / "table.md", markdown_table(scores) + "\n")
+    write_text(folder / "table.csv", csv_table(scores))

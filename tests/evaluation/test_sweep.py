@@ -1,0 +1,147 @@
+"""One setting varied: each point is the run with that setting, the bank is shared where it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mta.baselines.methods import find_method
+from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
+from mta.data.personas import make_pool_and_targets
+from mta.errors import ConfigError, NotFound
+from mta.evaluation.run import RunConfig, method_record, open_run, run
+from mta.evaluation.statistics import score_predictions
+from mta.evaluation.sweep import AS_ASKED, SWEEPS, run_sweep
+from mta.files import read_json
+from mta.personalize import match_users
+from mta.records import User
+from mta.tasks import get_task
+from small_world import Heard
+
+TRAIN = TrainConfig(rank=2, alpha=4.0, lr=3e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)
+CONFIG = RunConfig(
+    task_id="lamp-3",
+    base="tiny-random",
+    device="cpu",
+    bank=BankConfig(
+        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
+        anchors=AnchorConfig(bank_size=3, min_history=3, encoder="tiny-random"),
+        train=TRAIN,
+        match=MatchConfig(encoder="tiny-random"),
+    ),
+    adapt=replace(TRAIN, rank=1, alpha=2.0),
+    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000, checkpoint_every_s=0.0),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A vector cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path()
+
+
+def world() -> tuple[list[User], list[User]]:
+    pool, targets = make_pool_and_targets(
+        "lamp-3", pool=6, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
+    )
+    return list(pool.users), list(targets.users)
+
+
+def swept(folder: Path, over: str, values: Sequence[float], **more: Any) -> tuple[dict[str, Any], Heard]:
+    heard = Heard()
+    return run_sweep(*world(), CONFIG, folder, over=over, values=values, progress=heard, **more), heard
+
+
+def scored(config: RunConfig, folder: Path, method: str = "mta") -> dict[str, float]:
+    """Metrics of a plain run with the point's settings."""
+    done = run(*world(), replace(config, methods=(method,)), folder)
+    return dict(done.scores["methods"][method]["metrics"])
+
+
+def test_every_point_is_the_run_with_that_setting(tmp_path: Path) -> None:
+    cases = {
+        "weight": ((0.0, 0.7), lambda v: replace(CONFIG, merge=replace(CONFIG.merge, weights="fixed", first_weight=v))),
+        "top-k": ((1, 3), lambda v: replace(CONFIG, top_k=int(v))),
+        "rank": ((2, 4), lambda v: replace(CONFIG, adapt=replace(CONFIG.adapt, rank=int(v), alpha=2.0 * v))),
+    }
+    for over, (values, change) in cases.items():
+        scores, _ = swept(tmp_path / over, over, values)
+        for value in values:
+            alone = scored(change(value), tmp_path / f"{over}-{value}")
+            assert scores["methods"][f"{value:g}"]["metrics"] == pytest.approx(alone), (over, value)
+
+
+def test_fixed_weights_stand_beside_those_of_the_similarity(tmp_path: Path) -> None:
+    scores, _ = swept(tmp_path, "weight", (0.0, 0.5, 1.0))
+    assert list(scores["methods"]) == ["0", "0.5", "1", AS_ASKED]
+    assert scores["sweep"]["values"] == {"0": 0.0, "0.5": 0.5, "1": 1.0}
+    nll = {name: method["metrics"]["nll"] for name, method in scores["methods"].items()}
+    assert len(set(nll.values())) > 2
+    assert read_json(tmp_path / "scores.json") == scores
+
+
+def test_one_bank_serves_all_points_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
+    _, heard = swept(tmp_path, "top-k", (1, 2))
+    assert heard.stages.count("bank training") == 1
+    again, heard = swept(tmp_path, "top-k", (1, 2))
+    assert heard.trained() == set()
+    assert not [stage for stage in heard.stages if stage.startswith("answers")]
+    more, heard = swept(tmp_path, "top-k", (1, 2, 3))
+    assert [stage for stage in heard.stages if stage.startswith("answers")] == ["answers of 3"]
+    assert more["methods"]["2"]["metrics"] == again["methods"]["2"]["metrics"]
+
+
+def test_banks_of_several_sizes_share_trained_anchors(tmp_path: Path) -> None:
+    scores, heard = swept(tmp_path, "bank-size", (2, 3), method="merged-only")
+    files = {path.stem for path in (tmp_path / "anchors" / "anchors").glob("*.safetensors")}
+    chosen = {
+        size: {anchor["user_id"] for anchor in read_json(tmp_path / "points" / size / "bank" / "bank.json")["anchors"]}
+        for size in ("2", "3")
+    }
+    assert chosen["2"] | chosen["3"] == files
+    trained = [done for stage, done, total in heard.steps if stage == "bank training"]
+    assert trained, "updates are made for anchors that no smaller bank had"
+    alone = scored(
+        replace(CONFIG, bank=replace(CONFIG.bank, anchors=replace(CONFIG.bank.anchors, bank_size=3))),
+        tmp_path / "alone",
+        "merged-only",
+    )
+    assert scores["methods"]["3"]["metrics"] == pytest.approx(alone)
+
+
+def test_weights_of_a_point_are_the_fixed_ones(tmp_path: Path) -> None:
+    pool, targets = world()
+    changed = SWEEPS["weight"].change(CONFIG, 0.7)
+    resources = open_run(pool, targets, changed, tmp_path)
+    for match in match_users(targets, resources).values():
+        assert match.weights == pytest.approx((0.7, 0.3))
+    record = method_record("0.7", find_method("merged-only"), targets, resources, tmp_path)
+    assert score_predictions(record.predictions, metrics=get_task("lamp-3").metrics).queries == 9
+
+
+REFUSED = {
+    "a broken number": ("top-k", (1.5,), "top-k is 1.5; it must be a whole number"),
+    "more anchors than the bank": ("top-k", (2, 9), "top_k is 9, more than the 3 anchors"),
+    "a bank smaller than K": ("bank-size", (1, 3), "top_k is 2, more than the 1 anchors"),
+    "a weight above one": ("weight", (0.5, 1.2), "first_weight is 1.2"),
+    "a rank of zero": ("rank", (0,), "rank is 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    over, values, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message):
+        swept(tmp_path / "sweep", over, values)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_an_unknown_sweep_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="bank-size, rank, top-k, weight"):
+        swept(tmp_path, "depth", (1,))
