@@ -32,6 +32,7 @@ from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, run
+from mta.evaluation.table import markdown_comparisons, markdown_slices
 from mta.files import read_json
 from mta.lora.adapter import recipe
 from mta.merging import merge_cat, merge_distance
@@ -119,7 +120,9 @@ def test_the_folder_holds_every_part(first: RunResult) -> None:
     assert {name for name in names if name.startswith("predictions/")} == {f"predictions/{m}.json" for m in ANSWERED}
     assert not [name for name in names if name.endswith(".tmp") or "unfinished" in name]
     assert read_json(first.folder / "scores.json") == first.scores
-    assert (first.folder / "table.md").read_text().strip() == first.table.strip()
+    page = (first.folder / "table.md").read_text()
+    for part in (first.table, markdown_comparisons(first.scores), markdown_slices(first.scores)):
+        assert part.strip() in page
 
 
 def test_every_method_that_means_something_is_scored_on_every_query(first: RunResult) -> None:
@@ -136,8 +139,15 @@ def test_every_method_that_means_something_is_scored_on_every_query(first: RunRe
     assert {(row["user_id"], row["query_id"]) for row in rows} == set(golds)
     assert all(row["gold"] == golds[row["user_id"], row["query_id"]] for row in rows)
     assert {(pair["a"], pair["b"]) for pair in scores["comparisons"]} == {
-        ("mta", other) for other in ("base", "majority", "nearest", "population", "adapt-only", "merged-only")
+        ("mta", other) for other in scores["methods"] if other != "mta"
     }
+    slices = scores["slices"]
+    assert set(slices) == {
+        "history length", "similarity to the nearest anchor", "text in an anchor's history",
+        "text in a pool user's history",
+    }  # fmt: skip
+    for partition in slices.values():
+        assert sum(part["queries"] for part in partition.values()) == 9
 
 
 def test_scored_metrics_are_those_of_the_written_predictions(first: RunResult) -> None:

@@ -5,7 +5,9 @@
                matches.json         stage 2: anchors, similarities and weights of each user; cat against linear
                adapters/<method>/   stage 3, one file per user; <method>.json: what they were trained over
                predictions/         one file per method
-               scores.json  table.md  table.csv  report.html
+               predictions.jsonl  scores.json  table.md  table.csv  report.html
+
+Repeated runs under several seeds are such folders in `seed-<seed>/`; their scores are pooled in the folder above.
 
 The same call again continues where a killed one stopped. Every part carries a fingerprint of what decided it, so that a
 changed setting never reuses a stale part.
@@ -25,7 +27,6 @@ from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.methods import PARTS, Method, depends_on_seed, find_method, methods_for
-from mta.baselines.simple import CONTROLS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import person_names, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
@@ -36,7 +37,16 @@ from mta.evaluation.predictions_file import require_finite, write_predictions
 from mta.evaluation.report import write_report
 from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord, build_scores
-from mta.evaluation.table import MERGES_APART, csv_table, cut_prompts, markdown_table, not_adapted
+from mta.evaluation.slices import slice_scores, usual_partitions
+from mta.evaluation.table import (
+    MERGES_APART,
+    csv_table,
+    cut_prompts,
+    markdown_comparisons,
+    markdown_slices,
+    markdown_table,
+    not_adapted,
+)
 from mta.files import folder_if_used, read_json, sha256_json, write_json, write_text
 from mta.lora.adapter import Adapter
 from mta.merging import Match, merge_distance
@@ -61,8 +71,8 @@ DEFAULT_METHODS = (
     "merged-only-linear",
     "mta",
 )
-COMPARED = ("base", *CONTROLS, "population", "adapt-only", "merged-only")
-"""What "mta" is compared with, pair by pair, where the table has it."""
+JUDGED = "mta"
+"""The method that is compared with every other one in the table."""
 CONFIG = "config.json"
 CASES = 3
 """Queries shown side by side in the report."""
@@ -155,12 +165,12 @@ def run(
     if config.seeds:
         _write_config(folder, config, parts[0].resources.base)
     records = [_joined(name, parts, config.seeds) for name in methods]
-    scores = _score(records, task, config, targets)
+    scores = _score(records, task, config, targets, parts[0])
     scores["run"] = {
         **(notes or {}),
         **_run_card(config, parts, targets, scores, time.monotonic() - started),
     }
-    return _write_results(folder, scores, records, targets, task)
+    return _write_results(folder, scores, list(parts[0].records.values()), targets, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +179,7 @@ class _Part:
 
     resources: Resources
     records: Mapping[str, MethodRecord]
+    matches: Mapping[str, Match]
     distances: Mapping[str, float]
     """How far the two merges are apart, mean over users."""
 
@@ -184,9 +195,11 @@ def _answer_all(
 ) -> _Part:
     """Do one run up to the answers of every method."""
     resources = open_run(pool, targets, config, folder, base=base, progress=progress)
-    distances = _write_matches(folder, match_users(targets, resources), resources.need_bank())
+    matches = match_users(targets, resources)
+    distances = _write_matches(folder, matches, resources.need_bank())
     records = {name: method_record(name, find_method(name), targets, resources, folder) for name in methods}
-    return _Part(resources, records, distances)
+    write_predictions(folder / "predictions.jsonl", {name: record.predictions for name, record in records.items()})
+    return _Part(resources, records, matches, distances)
 
 
 def _joined(name: str, parts: Sequence[_Part], seeds: Sequence[int]) -> MethodRecord:
@@ -482,18 +495,35 @@ def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Ta
     )
 
 
-def _score(records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User]) -> dict[str, Any]:
-    names = [record.name for record in records]
-    pairs = [("mta", other) for other in COMPARED]
-    return build_scores(
+def _score(
+    records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User], first: _Part
+) -> dict[str, Any]:
+    people = person_names(targets, rule=rule_for(task.task_id))
+    scores = build_scores(
         task.task_id,
         records,
         base=config.base,
         seeds=list(config.seeds) or [config.adapt.seed],
         metrics=task.metrics,
         labels=task.labels,
-        people=person_names(targets, rule=rule_for(task.task_id)),
-        comparisons=[pair for pair in pairs if set(pair) <= set(names)],
+        people=people,
+        judged=JUDGED if JUDGED in {record.name for record in records} else None,
+    )
+    slices = slice_scores(
+        records, _partitions(task, targets, first), metrics=task.metrics, labels=task.labels, people=people
+    )
+    return {**scores, "slices": slices}
+
+
+def _partitions(task: Task, targets: Sequence[User], first: _Part) -> dict[str, dict[tuple[str, str], str]]:
+    """Cut the queries by what may matter; anchors are those of the first of repeated runs."""
+    anchors = set(first.resources.need_bank().anchor_ids)
+    return usual_partitions(
+        task,
+        targets,
+        pool=first.resources.pool,
+        anchors=[user for user in first.resources.pool if user.user_id in anchors],
+        similarities={name: match.similarities[0] for name, match in first.matches.items()},
     )
 
 
@@ -537,10 +567,10 @@ def _population_effort(bank: Bank) -> str:
 def _write_results(
     folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord], targets: Sequence[User], task: Task
 ) -> RunResult:
-    write_predictions(folder / "predictions.jsonl", {record.name: record.predictions for record in records})
     table = markdown_table(scores)
     write_json(folder / "scores.json", scores)
-    write_text(folder / "table.md", table + "\n")
+    parts = [table, markdown_comparisons(scores), markdown_slices(scores)]
+    write_text(folder / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     write_text(folder / "table.csv", csv_table(scores))
     card = scores["run"]
     write_report(folder / "report.html", scores=[scores], run_card=card, cases=_cases(records, targets, task))
