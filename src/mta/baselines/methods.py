@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
+from mta.baselines.classical import CLASSICAL_ROWS, classical_fits
+from mta.baselines.classical_method import classical_method
+from mta.baselines.label_prior import prior_fits
 from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.baselines.per_pcs import per_pcs
 from mta.baselines.population import population, population_adapt, population_matched_adapt
+from mta.baselines.prior_method import with_label_prior
 from mta.baselines.proper import proper
 from mta.baselines.rag import rag
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
@@ -105,6 +109,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "base": base_model,
         **{name: simple_method(control) for name, control in CONTROLS.items()},
+        **{name: classical_method(name) for name in CLASSICAL_ROWS},
         **{f"rag-{k}": partial(rag, history_k=k) for k in (1, 3, 5)},
         **{f"rag-dense-{k}": partial(rag, history_k=k, dense=True) for k in (1, 3, 5)},
         "population": population,
@@ -123,13 +128,18 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 
 ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(
-    {name: partial(control_fits, name) for name in CONTROLS}
+    {
+        **{name: partial(control_fits, name) for name in CONTROLS},
+        **dict.fromkeys(CLASSICAL_ROWS, classical_fits),
+    }
 )
 """Methods that mean something for some tasks only."""
-
-
-SEEDLESS = ("base", *CONTROLS, *(name for name in METHODS if name.startswith("rag-")))
-"""Methods that train nothing and leave nothing to chance: one run of them stands for all seeds."""
+WITHOUT_MODEL = (*CONTROLS, *CLASSICAL_ROWS)
+"""Methods that do not ask the base model."""
+SEEDLESS = ("base", *WITHOUT_MODEL, *(name for name in METHODS if name.startswith("rag-")))
+"""Methods that train no adapter and leave nothing to chance: one run of them stands for all seeds."""
+PRIOR = "+prior"
+"""Ending of a name: the method before it, its label scores corrected by the person's label prior."""
 
 
 def depends_on_seed(name: str) -> bool:
@@ -138,14 +148,15 @@ def depends_on_seed(name: str) -> bool:
 
 
 def find_method(name: str) -> Method:
-    """Return the method called `name`.
+    """Return the method called `name`; with the ending "+prior", the method before it under the label prior.
 
     Raises:
         NotFound: there is none; the message lists those there are.
     """
-    if name not in METHODS:
+    stem = name.removesuffix(PRIOR)
+    if stem not in METHODS or (stem != name and stem in WITHOUT_MODEL):
         raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    return METHODS[name] if stem == name else with_label_prior(METHODS[stem])
 
 
 def methods_for(task: Task, names: Sequence[str]) -> list[str]:
@@ -156,4 +167,10 @@ def methods_for(task: Task, names: Sequence[str]) -> list[str]:
     """
     for name in names:
         find_method(name)
-    return [name for name in dict.fromkeys(names) if name not in ONLY_FOR or ONLY_FOR[name](task)]
+    return [name for name in dict.fromkeys(names) if _fits(name, task)]
+
+
+def _fits(name: str, task: Task) -> bool:
+    if name.endswith(PRIOR):
+        return prior_fits(task) and _fits(name.removesuffix(PRIOR), task)
+    return name not in ONLY_FOR or ONLY_FOR[name](task)

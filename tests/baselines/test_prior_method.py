@@ -1,0 +1,126 @@
+"""Label priors and the classical control as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
+from mta.baselines.methods import METHODS, depends_on_seed, find_method, methods_for
+from mta.baselines.prior_method import JUDGES, judges_of
+from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
+from mta.data.personas import make_pool_and_targets
+from mta.errors import NotFound
+from mta.evaluation.predict import finished, predict
+from mta.evaluation.run import RunConfig, open_run, run
+from mta.personalize import PersonalizedUsers, Resources
+from mta.records import Prediction, User
+from mta.tasks import get_task
+
+TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=1, batch_size=3, target_modules=QUERY_VALUE)
+CONFIG = RunConfig(
+    task_id="lamp-3",
+    base="tiny-random",
+    device="cpu",
+    bank=BankConfig(
+        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
+        anchors=AnchorConfig(bank_size=2, min_history=3, encoder="tiny-random"),
+        train=TRAIN,
+        match=MatchConfig(encoder="tiny-random"),
+        population_train=TRAIN,
+    ),
+    adapt=replace(TRAIN, rank=1, alpha=2.0),
+    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A vector cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path()
+
+
+def world() -> tuple[list[User], list[User]]:
+    pool, targets = make_pool_and_targets(
+        "lamp-3", pool=7, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
+    )
+    asked = [replace(user, queries=(replace(targets.users[0].queries[0], gold="4"),)) for user in pool.users]
+    return asked, list(targets.users)
+
+
+@pytest.fixture(scope="module")
+def have(tmp_path_factory: pytest.TempPathFactory) -> Resources:
+    pool, targets = world()
+    return open_run(pool, targets, CONFIG, tmp_path_factory.mktemp("run"))
+
+
+def answers(people: PersonalizedUsers, have: Resources) -> list[Prediction]:
+    rows = predict(list(people.users.values()), base=have.base, engine=have.engine).rows
+    return finished(people.users, rows)
+
+
+def test_answers_are_those_of_the_method_corrected_with_the_strength_of_the_pool(have: Resources) -> None:
+    """By hand: strength from the judges' answers, ratio from each target's own history."""
+    targets = world()[1]
+    shares = pool_shares(have.task, have.pool)
+    judges = judges_of(have)
+    judged = answers(METHODS["mta"](judges, have), have)
+    ratios = {user.user_id: log_prior_ratio(user, shares, have.task) for user in (*judges, *targets)}
+    strength = choose_strength(judged, ratios).strength
+    plain = answers(METHODS["mta"](targets, have), have)
+    wanted = [with_prior(row, ratios[row.user_id], strength) for row in plain]
+    assert answers(find_method("mta+prior")(targets, have), have) == wanted
+
+
+def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
+    judges = judges_of(have)
+    names = {user.user_id for user in judges}
+    assert len(names) == 5
+    assert not names & set(have.need_bank().anchor_ids)
+    many = [replace(user, user_id=f"{user.user_id}-{n}") for user in have.pool for n in range(9)]
+    chosen = judges_of(replace(have, pool=many))
+    assert len(chosen) == JUDGES
+    assert judges_of(replace(have, pool=many[::-1])) == chosen
+    silent = [replace(user, queries=tuple(replace(q, gold=None) for q in user.queries)) for user in have.pool]
+    assert judges_of(replace(have, pool=silent)) == []
+
+
+def test_without_judges_the_strength_is_one(have: Resources, caplog: pytest.LogCaptureFixture) -> None:
+    targets = world()[1]
+    alone = replace(have, pool=[replace(user, queries=()) for user in have.pool])
+    shares = pool_shares(have.task, have.pool)
+    plain = answers(METHODS["base"](targets, alone), alone)
+    users = {user.user_id: user for user in targets}
+    wanted = [with_prior(row, log_prior_ratio(users[row.user_id], shares, have.task), 1.0) for row in plain]
+    assert answers(find_method("base+prior")(targets, alone), alone) == wanted
+    assert "strength 1" in caplog.text
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    names = ("base", "classical-pool", "classical", "mta", "mta+prior")
+    scores = run(*world(), replace(CONFIG, methods=names), tmp_path / "run").scores["methods"]
+    assert list(scores) == list(names)
+    assert scores["classical"]["metrics"]["nll"] != scores["classical-pool"]["metrics"]["nll"]
+    assert scores["classical"]["predict_seconds"] is None
+    again = run(*world(), replace(CONFIG, methods=names[::-1]), tmp_path / "again").scores["methods"]
+    assert {name: again[name]["metrics"] for name in names} == {name: scores[name]["metrics"] for name in names}
+
+
+def test_which_tasks_have_them() -> None:
+    asked = ["mta", "mta+prior", "classical"]
+    assert methods_for(get_task("lamp-2"), asked) == asked
+    assert methods_for(get_task("lamp-1"), asked) == ["mta", "classical"]
+    assert methods_for(get_task("lamp-4"), asked) == ["mta"]
+    assert depends_on_seed("mta+prior")
+    assert not depends_on_seed("classical")
+
+
+@pytest.mark.parametrize("name", ["nothing+prior", "majority+prior", "classical+prior", "+prior"])
+def test_what_has_no_label_scores_has_no_prior(name: str) -> None:
+    with pytest.raises(NotFound, match="unknown method"):
+        find_method(name)
