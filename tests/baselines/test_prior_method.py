@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,50 +10,26 @@ import pytest
 from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
 from mta.baselines.methods import METHODS, depends_on_seed, find_method, methods_for
 from mta.baselines.prior_method import JUDGES, judges_of
-from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
-from mta.data.personas import make_pool_and_targets
 from mta.errors import NotFound
 from mta.evaluation.predict import finished, predict
-from mta.evaluation.run import RunConfig, open_run, run
+from mta.evaluation.run import open_run, run
 from mta.personalize import PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks import get_task
+from small_run import RUN, small_world
 
-TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=1, batch_size=3, target_modules=QUERY_VALUE)
-CONFIG = RunConfig(
-    task_id="lamp-3",
-    base="tiny-random",
-    device="cpu",
-    bank=BankConfig(
-        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
-        anchors=AnchorConfig(bank_size=2, min_history=3, encoder="tiny-random"),
-        train=TRAIN,
-        match=MatchConfig(encoder="tiny-random"),
-        population_train=TRAIN,
-    ),
-    adapt=replace(TRAIN, rank=1, alpha=2.0),
-    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000),
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A vector cache of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Path()
+CONFIG = replace(RUN, bank=replace(RUN.bank, anchors=replace(RUN.bank.anchors, bank_size=2)))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def world() -> tuple[list[User], list[User]]:
-    pool, targets = make_pool_and_targets(
-        "lamp-3", pool=7, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
-    )
-    asked = [replace(user, queries=(replace(targets.users[0].queries[0], gold="4"),)) for user in pool.users]
-    return asked, list(targets.users)
+    pool, targets = small_world(pool=7)
+    query = replace(targets[0].queries[0], gold="4")
+    return [replace(user, queries=(query,)) for user in pool], targets
 
 
 @pytest.fixture(scope="module")
-def have(tmp_path_factory: pytest.TempPathFactory) -> Resources:
+def have(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Resources:
     pool, targets = world()
     return open_run(pool, targets, CONFIG, tmp_path_factory.mktemp("run"))
 

@@ -18,15 +18,8 @@ from mta.base_model import load_base_model
 from mta.baselines.methods import methods_for
 from mta.config import (
     QUERY_VALUE,
-    AnchorConfig,
-    BankConfig,
-    EngineConfig,
-    MatchConfig,
     MergeConfig,
-    PromptConfig,
-    TrainConfig,
 )
-from mta.data.personas import make_pool_and_targets
 from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
@@ -41,9 +34,9 @@ from mta.progress import Step
 from mta.records import User
 from mta.tasks import TASKS, get_task
 from mta.user_rows import user_rows
+from small_run import RUN, RUN_TRAIN, small_world
 from small_world import Heard
 
-TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)
 METHODS = (
     "base",
     "majority",
@@ -55,41 +48,16 @@ METHODS = (
     "merged-only-linear",
     "mta",
 )
-CONFIG = RunConfig(
-    task_id="lamp-3",
-    base="tiny-random",
-    device="cpu",
-    bank=BankConfig(
-        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
-        anchors=AnchorConfig(bank_size=3, min_history=3, encoder="tiny-random"),
-        train=TRAIN,
-        match=MatchConfig(encoder="tiny-random"),
-    ),
-    adapt=replace(TRAIN, rank=1, alpha=2.0),
-    methods=METHODS,
-    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000, checkpoint_every_s=0.0),
-)
+CONFIG = replace(RUN, methods=METHODS)
 ANSWERED = {name for name in METHODS if name not in ("majority", "nearest", "lead")}
 
 
-def world(task_id: str = "lamp-3") -> tuple[list[User], list[User]]:
-    pool, targets = make_pool_and_targets(
-        task_id, pool=6, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
-    )
-    return list(pool.users), list(targets.users)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A vector cache of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Path()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(*world(), CONFIG, tmp_path_factory.mktemp("run") / "first", notes={"command": "in a test"})
+def first(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(*small_world(), CONFIG, tmp_path_factory.mktemp("run") / "first", notes={"command": "in a test"})
 
 
 def timeless(scores: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +103,7 @@ def test_every_method_that_means_something_is_scored_on_every_query(first: RunRe
         assert ("nll" in method["metrics"]) == (name in ANSWERED)
     rows = [json.loads(line) for line in (first.folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 * 9
-    golds = {(user.user_id, query.query_id): query.gold for user in world()[1] for query in user.queries}
+    golds = {(user.user_id, query.query_id): query.gold for user in small_world()[1] for query in user.queries}
     assert {(row["user_id"], row["query_id"]) for row in rows} == set(golds)
     assert all(row["gold"] == golds[row["user_id"], row["query_id"]] for row in rows)
     assert {(pair["a"], pair["b"]) for pair in scores["comparisons"]} == {
@@ -165,7 +133,7 @@ def test_costs_per_user(first: RunResult) -> None:
     methods = first.scores["methods"]
     base = load_base_model("tiny-random", device="cpu")
     own_bytes = 4 * sum(d_in + d_out for d_out, d_in in base.shapes(QUERY_VALUE).values())
-    updates = sum(2 * -(-len(user.history) // 3) for user in world()[1]) / 3
+    updates = sum(2 * -(-len(user.history) // 3) for user in small_world()[1]) / 3
     for name in ("mta", "adapt-only"):
         assert methods[name]["updates_per_user"] == pytest.approx(updates)
         assert methods[name]["adapter_bytes_per_user"] == own_bytes
@@ -177,7 +145,7 @@ def test_costs_per_user(first: RunResult) -> None:
 def test_matches_name_anchors_weights_and_how_far_the_merges_are_apart(first: RunResult) -> None:
     bank = load_bank(first.folder / "bank")
     rows = read_json(first.folder / "matches.json")
-    assert [row["user_id"] for row in rows] == [user.user_id for user in world()[1]]
+    assert [row["user_id"] for row in rows] == [user.user_id for user in small_world()[1]]
     for row in rows:
         assert len(row["anchor_ids"]) == 2
         assert set(row["anchor_ids"]) <= set(bank.anchor_ids)
@@ -191,7 +159,7 @@ def test_merged_only_answers_come_from_the_anchors_alone(first: RunResult) -> No
     base, task = load_base_model("tiny-random", device="cpu"), get_task("lamp-3")
     bank = load_bank(first.folder / "bank", base=base)
     match = read_json(first.folder / "matches.json")[1]
-    user = world()[1][1]
+    user = small_world()[1][1]
     merged = recipe(merge_cat([bank.adapter(name) for name in match["anchor_ids"]], match["weights"]))
     one = Personalized(user, task, merged, renderer(task, CONFIG.bank.prompts), CONFIG.bank.prompts)
     rows = predict([one], base=base, engine=CONFIG.engine).rows
@@ -210,7 +178,7 @@ def test_config_and_card_say_what_decided_the_run(first: RunResult) -> None:
     card = first.scores["run"]
     assert (card["command"], card["pool users"], card["target users"]) == ("in a test", 6, 3)
     assert card["anchors asked / kept"] == f"3 / {len(load_bank(first.folder / 'bank').anchors)}"
-    assert card["queries answered in the user's own history"] == len(answers_in_own_history(world()[1]))
+    assert card["queries answered in the user's own history"] == len(answers_in_own_history(small_world()[1]))
     assert card["settings"] == saved["config"]
 
 
@@ -236,7 +204,7 @@ def copied(first: RunResult, folder: Path) -> Path:
 def test_the_same_call_again_reuses_everything(first: RunResult, tmp_path: Path) -> None:
     folder = copied(first, tmp_path / "run")
     heard = Heard()
-    again = run(*world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
+    again = run(*small_world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
     assert heard.trained() == set()
     assert not [stage for stage in heard.stages if stage.startswith("answers of")]
     assert timeless(again.scores) == timeless(first.scores)
@@ -244,7 +212,7 @@ def test_the_same_call_again_reuses_everything(first: RunResult, tmp_path: Path)
 
 
 def test_a_run_elsewhere_gives_the_same_scores(first: RunResult, tmp_path: Path) -> None:
-    other = run(*world(), CONFIG, tmp_path / "run", notes={"command": "in a test"})
+    other = run(*small_world(), CONFIG, tmp_path / "run", notes={"command": "in a test"})
     assert without_costs_of_answers(other.scores) == without_costs_of_answers(first.scores)
 
 
@@ -273,7 +241,7 @@ def test_a_run_cut_again_and_again_ends_with_the_same_scores(first: RunResult, t
     while lives < 40:
         lives += 1
         try:
-            done = run(*world(), CONFIG, tmp_path / "run", notes={"command": "in a test"}, progress=Fuse(9))
+            done = run(*small_world(), CONFIG, tmp_path / "run", notes={"command": "in a test"}, progress=Fuse(9))
         except Stopped:
             continue
         break
@@ -285,10 +253,10 @@ def test_changed_adaptation_trains_and_answers_only_what_it_touches(first: RunRe
     folder = copied(first, tmp_path / "run")
     changed = replace(CONFIG, adapt=replace(CONFIG.adapt, lr=3e-2))
     heard = Heard()
-    second = run(*world(), changed, folder, progress=heard)
+    second = run(*small_world(), changed, folder, progress=heard)
     assert heard.trained() == {"adaptation"}
     assert {stage for stage in heard.stages if "answers" in stage} == {"answers of adapt-only", "answers of mta"}
-    fresh = run(*world(), changed, tmp_path / "fresh")
+    fresh = run(*small_world(), changed, tmp_path / "fresh")
     assert without_costs_of_answers(second.scores) == without_costs_of_answers(fresh.scores)
     nll = {name: second.scores["methods"][name]["metrics"]["nll"] for name in ANSWERED}
     before = {name: first.scores["methods"][name]["metrics"]["nll"] for name in ANSWERED}
@@ -296,15 +264,15 @@ def test_changed_adaptation_trains_and_answers_only_what_it_touches(first: RunRe
 
 
 CHANGES = {
-    "seed of the bank": replace(CONFIG, bank=replace(CONFIG.bank, train=replace(TRAIN, seed=1))),
+    "seed of the bank": replace(CONFIG, bank=replace(CONFIG.bank, train=replace(RUN_TRAIN, seed=1))),
     "prompt": replace(CONFIG, bank=replace(CONFIG.bank, prompts=replace(CONFIG.bank.prompts, history_k=0))),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_bank_or_prompt_reuses_nothing_stale(first: RunResult, tmp_path: Path, name: str) -> None:
-    second = run(*world(), CHANGES[name], copied(first, tmp_path / "run"))
-    fresh = run(*world(), CHANGES[name], tmp_path / "fresh")
+    second = run(*small_world(), CHANGES[name], copied(first, tmp_path / "run"))
+    fresh = run(*small_world(), CHANGES[name], tmp_path / "fresh")
     assert without_costs_of_answers(second.scores) == without_costs_of_answers(fresh.scores)
     assert second.scores["methods"]["mta"]["metrics"]["nll"] != first.scores["methods"]["mta"]["metrics"]["nll"]
 
@@ -314,14 +282,14 @@ def test_damaged_answers_are_given_again(first: RunResult, tmp_path: Path) -> No
     for name, text in (("mta", "{"), ("base", "[]"), ("population", "null")):
         (folder / "predictions" / f"{name}.json").write_text(text)
     heard = Heard()
-    again = run(*world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
+    again = run(*small_world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
     wanted = {"answers of mta", "answers of base", "answers of population"}
     assert {stage for stage in heard.stages if "answers" in stage} == wanted
     assert without_costs_of_answers(again.scores) == without_costs_of_answers(first.scores)
 
 
 def test_changed_targets_are_answered_again(first: RunResult, tmp_path: Path) -> None:
-    pool, targets = world()
+    pool, targets = small_world()
     other = replace(targets[0].queries[0], gold=next(x for x in "12345" if x != targets[0].queries[0].gold))
     targets[0] = replace(targets[0], queries=(other, *targets[0].queries[1:]))
     heard = Heard()
@@ -333,13 +301,13 @@ def test_changed_targets_are_answered_again(first: RunResult, tmp_path: Path) ->
 def test_a_folder_of_another_task_is_refused(first: RunResult, tmp_path: Path) -> None:
     folder = copied(first, tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run of task 'lamp-3', not 'lamp-4'"):
-        run(*world("lamp-4"), replace(CONFIG, task_id="lamp-4"), folder)
+        run(*small_world("lamp-4"), replace(CONFIG, task_id="lamp-4"), folder)
     assert read_json(folder / "config.json") == read_json(first.folder / "config.json")
 
 
 def test_a_text_task_has_its_own_controls(tmp_path: Path) -> None:
     config = replace(CONFIG, task_id="lamp-4", methods=("base", "majority", "nearest", "lead"))
-    done = run(*world("lamp-4"), config, tmp_path / "run")
+    done = run(*small_world("lamp-4"), config, tmp_path / "run")
     assert list(done.scores["methods"]) == ["base", "nearest", "lead"]
     assert {"rouge_1", "rouge_l"} <= set(done.scores["methods"]["lead"]["metrics"])
 
@@ -355,14 +323,14 @@ def refused(pool: list[User], targets: list[User], folder: Path, config: RunConf
 
 
 def test_a_target_in_the_pool_is_refused(tmp_path: Path) -> None:
-    pool, targets = world()
+    pool, targets = small_world()
     assert "not different people" in refused([*pool, targets[0]], targets, tmp_path)
     under_another_name = replace(targets[0], user_id="somebody else")
     assert "not different people" in refused([*pool, under_another_name], targets, tmp_path)
 
 
 def test_targets_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
-    pool, targets = world()
+    pool, targets = small_world()
     ann = targets[0]
     assert "no target users" in refused(pool, [], tmp_path)
     assert "empty history" in refused(pool, [replace(ann, history=())], tmp_path)
@@ -374,15 +342,15 @@ def test_targets_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    assert "unknown method 'mtaa'" in refused(*world(), tmp_path, replace(CONFIG, methods=("mtaa",)))
-    assert "unknown task" in refused(*world(), tmp_path, replace(CONFIG, task_id="lamp-9"))
+    assert "unknown method 'mtaa'" in refused(*small_world(), tmp_path, replace(CONFIG, methods=("mtaa",)))
+    assert "unknown task" in refused(*small_world(), tmp_path, replace(CONFIG, task_id="lamp-9"))
     small = replace(CONFIG, bank=replace(CONFIG.bank, anchors=replace(CONFIG.bank.anchors, bank_size=7)))
-    assert "bank_size asks for 7 clusters, but the pool has 6 users" in refused(*world(), tmp_path, small)
+    assert "bank_size asks for 7 clusters, but the pool has 6 users" in refused(*small_world(), tmp_path, small)
     for top_k in (0, 4):
-        message = refused(*world(), tmp_path, replace(CONFIG, top_k=top_k))
+        message = refused(*small_world(), tmp_path, replace(CONFIG, top_k=top_k))
         assert f"top_k is {top_k} but the bank will have at most 3 anchors" in message
     narrow = replace(CONFIG, adapt=replace(CONFIG.adapt, target_modules=("v_proj",)))
-    assert "which change q_proj, but adapt.target_modules is v_proj" in refused(*world(), tmp_path, narrow)
+    assert "which change q_proj, but adapt.target_modules is v_proj" in refused(*small_world(), tmp_path, narrow)
 
 
 @pytest.mark.parametrize("task_id", TASKS)
@@ -410,7 +378,7 @@ def test_records_say_what_each_method_was_merged_from(first: RunResult) -> None:
 def test_prompts_that_were_cut_are_counted_and_said(tmp_path: Path) -> None:
     prompts = replace(CONFIG.bank.prompts, history_words=40, max_tokens=420)
     config = replace(CONFIG, bank=replace(CONFIG.bank, prompts=prompts), methods=("base", "population", "mta"))
-    pool, targets = world()
+    pool, targets = small_world()
     done = run(pool, targets, config, tmp_path / "run")
     tokens, task = load_base_model("tiny-random", device="cpu").tokens, get_task("lamp-3")
     rows = {user.user_id: user_rows(tokens, task, user, train=config.adapt, prompts=prompts) for user in pool + targets}
@@ -428,21 +396,21 @@ def test_prompts_that_were_cut_are_counted_and_said(tmp_path: Path) -> None:
     said = f"mta {answered} in answering and {cut['mta']} in training"
     assert done.scores["run"]["prompts cut to fit the model"].endswith(said)
     assert f"{said}." in done.table
-    again = run(*world(), config, tmp_path / "run")
+    again = run(*small_world(), config, tmp_path / "run")
     assert timeless(again.scores) == timeless(done.scores)
 
 
 def test_the_card_says_what_the_population_control_did_not_get(first: RunResult, tmp_path: Path) -> None:
     same = "trained on the anchors' examples, for as many tokens as all anchors together"
     assert first.scores["run"]["population control"] == same
-    bank = replace(CONFIG.bank, population_beneath=True, population_train=TRAIN)
-    done = run(*world(), replace(CONFIG, bank=bank, methods=("base", "population")), tmp_path / "run")
+    bank = replace(CONFIG.bank, population_beneath=True, population_train=RUN_TRAIN)
+    done = run(*small_world(), replace(CONFIG, bank=bank, methods=("base", "population")), tmp_path / "run")
     said = done.scores["run"]["population control"]
     assert said.startswith(same)
     assert "trained on the whole pool, whose tokens come on top for every method that merges anchors" in said
-    assert run(*world(), replace(CONFIG, methods=("base",)), tmp_path / "base").scores["run"]["population control"] == (
-        "not run"
-    )
+    assert run(*small_world(), replace(CONFIG, methods=("base",)), tmp_path / "base").scores["run"][
+        "population control"
+    ] == ("not run")
 
 
 def test_scores_that_are_no_numbers_name_the_method_and_the_user(first: RunResult, tmp_path: Path) -> None:
@@ -451,7 +419,7 @@ def test_scores_that_are_no_numbers_name_the_method_and_the_user(first: RunResul
     with pytest.raises(
         ModelError, match=r"'merged-only' gave user 'target-000' scores that are not finite .* lower the"
     ):
-        run(*world(), config, folder)
+        run(*small_world(), config, folder)
     for name in ("scores.json", "predictions/merged-only.json", "adapters/merged-only.json", "predictions.jsonl"):
         assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
 
@@ -462,10 +430,10 @@ def test_scores_that_are_no_numbers_name_the_method_and_the_user(first: RunResul
 def test_repeated_runs_are_pooled_and_each_is_the_run_alone(tmp_path: Path) -> None:
     names = ("base", "majority", "merged-only", "mta")
     config = replace(CONFIG, methods=names, seeds=(5, 6))
-    both = run(*world(), config, tmp_path / "both")
+    both = run(*small_world(), config, tmp_path / "both")
     assert both.scores["seeds"] == [5, 6]
     for place, seed in enumerate((5, 6)):
-        alone = run(*world(), replace(CONFIG, methods=names).seeded(seed), tmp_path / f"alone-{seed}")
+        alone = run(*small_world(), replace(CONFIG, methods=names).seeded(seed), tmp_path / f"alone-{seed}")
         for name in ("merged-only", "mta"):
             nll = alone.scores["methods"][name]["metrics"]["nll"]
             assert both.scores["methods"][name]["by_seed"]["nll"][place] == pytest.approx(nll)
@@ -476,9 +444,9 @@ def test_repeated_runs_are_pooled_and_each_is_the_run_alone(tmp_path: Path) -> N
 
 def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
     config = replace(CONFIG, methods=("base", "mta"), seeds=(5, 6))
-    first = run(*world(), config, tmp_path / "run")
+    first = run(*small_world(), config, tmp_path / "run")
     heard = Heard()
-    again = run(*world(), replace(config, seeds=(5, 6, 7)), tmp_path / "run", progress=heard)
+    again = run(*small_world(), replace(config, seeds=(5, 6, 7)), tmp_path / "run", progress=heard)
     assert heard.stages.count("adaptation") == 3
     assert sum(stage == "answers of mta" for stage in heard.stages) == 1
     assert again.scores["methods"]["mta"]["by_seed"]["nll"][:2] == first.scores["methods"]["mta"]["by_seed"]["nll"]
@@ -487,9 +455,10 @@ def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
 def test_methods_alone_in_any_subset_and_order_score_the_same(tmp_path: Path) -> None:
     """No method may depend on another having run before it, or find its files."""
     names = ["base", "nearest", "population", "population-adapt", "oppu", "merged-only", "swapped-user", "mta", "rag-3"]
-    config = replace(CONFIG, bank=replace(CONFIG.bank, population_train=TRAIN))
-    together = run(*world(), replace(config, methods=tuple(names)), tmp_path / "together").scores["methods"]
-    backwards = run(*world(), replace(config, methods=tuple(names[::-1])), tmp_path / "backwards").scores["methods"]
+    together = run(*small_world(), replace(CONFIG, methods=tuple(names)), tmp_path / "together").scores["methods"]
+    backwards = run(*small_world(), replace(CONFIG, methods=tuple(names[::-1])), tmp_path / "backwards").scores[
+        "methods"
+    ]
     for name in names:
-        alone = run(*world(), replace(config, methods=(name,)), tmp_path / name).scores["methods"][name]
+        alone = run(*small_world(), replace(CONFIG, methods=(name,)), tmp_path / name).scores["methods"][name]
         assert alone["metrics"] == together[name]["metrics"] == backwards[name]["metrics"]

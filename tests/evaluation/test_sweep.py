@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,65 +10,35 @@ from typing import Any
 import pytest
 
 from mta.baselines.methods import find_method
-from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
-from mta.data.personas import make_pool_and_targets
 from mta.errors import ConfigError, NotFound
 from mta.evaluation.run import RunConfig, method_record, open_run, run
 from mta.evaluation.statistics import score_predictions
 from mta.evaluation.sweep import AS_ASKED, SWEEPS, run_sweep
 from mta.files import read_json
 from mta.personalize import match_users
-from mta.records import User
 from mta.tasks import get_task
+from small_run import RUN, small_world
 from small_world import Heard
 
-TRAIN = TrainConfig(rank=2, alpha=4.0, lr=3e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)
-CONFIG = RunConfig(
-    task_id="lamp-3",
-    base="tiny-random",
-    device="cpu",
-    bank=BankConfig(
-        prompts=PromptConfig(history_k=1, history_words=10, template="plain", max_tokens=700),
-        anchors=AnchorConfig(bank_size=3, min_history=3, encoder="tiny-random"),
-        train=TRAIN,
-        match=MatchConfig(encoder="tiny-random"),
-    ),
-    adapt=replace(TRAIN, rank=1, alpha=2.0),
-    engine=EngineConfig(slots=2, tokens_per_batch=1500, predict_tokens_per_batch=3000, checkpoint_every_s=0.0),
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A vector cache of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Path()
-
-
-def world() -> tuple[list[User], list[User]]:
-    pool, targets = make_pool_and_targets(
-        "lamp-3", pool=6, targets=3, pool_history=(5, 7), target_history=(4, 5), target_queries=3, seed=0
-    )
-    return list(pool.users), list(targets.users)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def swept(folder: Path, over: str, values: Sequence[float], **more: Any) -> tuple[dict[str, Any], Heard]:
     heard = Heard()
-    return run_sweep(*world(), CONFIG, folder, over=over, values=values, progress=heard, **more), heard
+    return run_sweep(*small_world(), RUN, folder, over=over, values=values, progress=heard, **more), heard
 
 
 def scored(config: RunConfig, folder: Path, method: str = "mta") -> dict[str, float]:
     """Metrics of a plain run with the point's settings."""
-    done = run(*world(), replace(config, methods=(method,)), folder)
+    done = run(*small_world(), replace(config, methods=(method,)), folder)
     return dict(done.scores["methods"][method]["metrics"])
 
 
 def test_every_point_is_the_run_with_that_setting(tmp_path: Path) -> None:
     cases = {
-        "weight": ((0.0, 0.7), lambda v: replace(CONFIG, merge=replace(CONFIG.merge, weights="fixed", first_weight=v))),
-        "top-k": ((1, 3), lambda v: replace(CONFIG, top_k=int(v))),
-        "rank": ((2, 4), lambda v: replace(CONFIG, adapt=replace(CONFIG.adapt, rank=int(v), alpha=2.0 * v))),
+        "weight": ((0.0, 0.7), lambda v: replace(RUN, merge=replace(RUN.merge, weights="fixed", first_weight=v))),
+        "top-k": ((1, 3), lambda v: replace(RUN, top_k=int(v))),
+        "rank": ((2, 4), lambda v: replace(RUN, adapt=replace(RUN.adapt, rank=int(v), alpha=2.0 * v))),
     }
     for over, (values, change) in cases.items():
         scores, _ = swept(tmp_path / over, over, values)
@@ -108,7 +78,7 @@ def test_banks_of_several_sizes_share_trained_anchors(tmp_path: Path) -> None:
     trained = [done for stage, done, total in heard.steps if stage == "bank training"]
     assert trained, "updates are made for anchors that no smaller bank had"
     alone = scored(
-        replace(CONFIG, bank=replace(CONFIG.bank, anchors=replace(CONFIG.bank.anchors, bank_size=3))),
+        replace(RUN, bank=replace(RUN.bank, anchors=replace(RUN.bank.anchors, bank_size=3))),
         tmp_path / "alone",
         "merged-only",
     )
@@ -116,8 +86,8 @@ def test_banks_of_several_sizes_share_trained_anchors(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_point_are_the_fixed_ones(tmp_path: Path) -> None:
-    pool, targets = world()
-    changed = SWEEPS["weight"].change(CONFIG, 0.7)
+    pool, targets = small_world()
+    changed = SWEEPS["weight"].change(RUN, 0.7)
     resources = open_run(pool, targets, changed, tmp_path)
     for match in match_users(targets, resources).values():
         assert match.weights == pytest.approx((0.7, 0.3))
