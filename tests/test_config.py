@@ -73,6 +73,16 @@ def test_presets_survive_json(preset: str, task_id: str) -> None:
     assert through_json(run) == run
 
 
+def test_the_released_preset_does_what_the_scripts_do_and_the_paper_preset_what_the_paper_says() -> None:
+    released, paper = find_preset("released", "lamp-1"), find_preset("paper", "lamp-1")
+    assert (released.merge.mode, released.merge.weights, released.bank.match.document) == (
+        "linear", "inverted", "first512",
+    )  # fmt: skip
+    assert (released.adapt.epochs, released.adapt.lr) == (1, 5e-5)
+    assert (paper.merge.mode, paper.merge.weights) == ("cat", "similarity")
+    assert (paper.adapt.epochs, paper.adapt.lr, paper.adapt.rank) == (2, 5e-5, 4)
+
+
 @given(
     st.builds(
         TrainConfig,

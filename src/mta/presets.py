@@ -1,9 +1,11 @@
 """Named settings: the paper's tables, the authors' script, and one for small models.
 
 `paper` follows Table 4 and the bank settings of the authors' code; `released` follows their run script (one epoch, one
-learning rate for all tasks). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters,
-where the paper's learning rates hardly move an adapter; its values were chosen on pool users only, by
-`benchmarks/choose_small_preset.py` (docs/results/small_preset.md).
+learning rate for all tasks, factors mixed one by one, the two anchors' weights exchanged, the first window of a history
+as its document). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters, where the
+paper's learning rates hardly move an adapter; its values were chosen on pool users only, by
+`benchmarks/choose_small_preset.py` (docs/results/small_preset.md). `recommended` is the best that pool users have shown
+so far; for now that is `small`.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ def paper(task_id: str) -> Preset:
 
 
 def released(task_id: str) -> Preset:
-    """Return the settings of the authors' run script: 5e-5, one epoch, for every task."""
+    """Return the settings of the authors' run script: 5e-5, one epoch, for every task, and its exchanged weights."""
     adapt = replace(_PAPER_ADAPT, lr=5e-5, epochs=1)
     bank = BankConfig(match=MatchConfig(document="first512"))
-    return Preset(bank=bank, adapt=adapt, merge=MergeConfig(mode="linear"))
+    return Preset(bank=bank, adapt=adapt, merge=MergeConfig(mode="linear", weights="inverted"))
 
 
 def small(task_id: str) -> Preset:
@@ -59,8 +61,13 @@ def small(task_id: str) -> Preset:
     return Preset(bank=bank, adapt=adapt, merge=MergeConfig())
 
 
+def recommended(task_id: str) -> Preset:
+    """Return our own settings: the best that pool users have shown, on base models below a billion parameters."""
+    return small(task_id)
+
+
 PRESETS: Mapping[str, Callable[[str], Preset]] = MappingProxyType(
-    {"paper": paper, "released": released, "small": small}
+    {"paper": paper, "released": released, "small": small, "recommended": recommended}
 )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import typer
 
 from mta.config import (
+    WEIGHTS,
     AnchorConfig,
     BankConfig,
     EngineConfig,
@@ -168,6 +169,9 @@ TOP_K = Setting("--top-k", MatchConfig, "top_k", ("match",), "Matching and mergi
 MERGE = (
     Setting("--merge", MergeConfig, "mode", ("merge",), "Matching and merging", ("cat", "linear")),
     Setting("--scale", MergeConfig, "scale", ("merge",), "Matching and merging"),
+    Setting("--weights", MergeConfig, "weights", ("merge",), "Matching and merging", WEIGHTS),
+    Setting("--temperature", MergeConfig, "temperature", ("merge",), "Matching and merging"),
+    Setting("--first-weight", MergeConfig, "first_weight", ("merge",), "Matching and merging"),
 )
 ENGINE = (
     Setting("--slots", EngineConfig, "slots", ("engine",), "Speed"),
