@@ -30,7 +30,7 @@ class DemoSize:
     bank_size: int = 4
     bank_epochs: int = 2
     bank_lr: float = 1e-3
-    adapt_epochs: int = 4
+    adapt_epochs: int = 3
     adapt_lr: float = 2e-3
     methods: tuple[str, ...] = ("base", "majority", "nearest", "population", "merged-only", "mta")
 
