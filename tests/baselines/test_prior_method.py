@@ -86,6 +86,14 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     assert {name: again[name]["metrics"] for name in names} == {name: scores[name]["metrics"] for name in names}
 
 
+def test_a_set_stands_for_its_methods() -> None:
+    known = methods_for(get_task("lamp-2"), ["mta", "tables"])
+    assert known[0] == "mta"
+    assert {"rag-1", "rag-3", "rag-5", "oppu", "per-pcs", "proper", "adapt-only", "merged-only"} < set(known)
+    assert {"majority", "classical", "population-adapt", "swapped-user", "mta+prior"} < set(known)
+    assert {"majority", "classical", "mta+prior"}.isdisjoint(methods_for(get_task("lamp-4"), ["tables"]))
+
+
 def test_which_tasks_have_them() -> None:
     asked = ["mta", "mta+prior", "classical"]
     assert methods_for(get_task("lamp-2"), asked) == asked

@@ -142,6 +142,31 @@ PRIOR = "+prior"
 """Ending of a name: the method before it, its label scores corrected by the person's label prior."""
 
 
+SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "usual": (
+            "base",
+            "majority",
+            "nearest",
+            "lead",
+            "population",
+            "adapt-only",
+            "merged-only",
+            "merged-only-linear",
+            "mta",
+        ),
+        "tables": (
+            *("base", *CONTROLS, *CLASSICAL_ROWS),
+            *("rag-1", "rag-3", "rag-5", "oppu", "oppu-task", "per-pcs", "proper"),
+            *("population", "population-adapt", "population-matched-adapt"),
+            *("merged-only-random", "merged-only-uniform", "random-anchors", "uniform-weights", "swapped-user"),
+            *("adapt-only", "merged-only", "merged-only-linear", "mta", "mta+prior", "rag+mta"),
+        ),
+    }
+)
+"""Name that stands for several methods -> they; "tables": the paper's tables 1 and 2, with every control."""
+
+
 def depends_on_seed(name: str) -> bool:
     """Say whether a method may answer otherwise under another seed."""
     return name not in SEEDLESS
@@ -162,12 +187,15 @@ def find_method(name: str) -> Method:
 def methods_for(task: Task, names: Sequence[str]) -> list[str]:
     """Return the methods that mean something for a task, each once, in the given order.
 
+    A name in `SETS` stands for the methods there.
+
     Raises:
         NotFound: a name is no method.
     """
-    for name in names:
+    every = [method for name in names for method in SETS.get(name, (name,))]
+    for name in every:
         find_method(name)
-    return [name for name in dict.fromkeys(names) if _fits(name, task)]
+    return [name for name in dict.fromkeys(every) if _fits(name, task)]
 
 
 def _fits(name: str, task: Task) -> bool:

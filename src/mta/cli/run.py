@@ -41,7 +41,10 @@ def run(
     golds: options.Golds = None,
     base: options.Base = "llama-3-8b-instruct",
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="A row of the table; repeat it. A usual set, by default.")
+        list[str] | None,
+        typer.Option(
+            "--method", help="A row of the table; repeat it. 'usual', the default, and 'tables' stand for sets."
+        ),
     ] = None,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")
@@ -74,8 +77,7 @@ def run(
     from mta.tasks import get_task
 
     found = get_task(task)
-    names = tuple(method or DEFAULT_METHODS)
-    methods_for(found, names)
+    names = tuple(methods_for(found, method or DEFAULT_METHODS))
     _check_layout(layout, names)
     notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(

@@ -26,7 +26,7 @@ from typing import Any
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import PARTS, Method, depends_on_seed, find_method, methods_for
+from mta.baselines.methods import PARTS, SETS, Method, depends_on_seed, find_method, methods_for
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
 from mta.data.people import person_names, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
@@ -60,17 +60,7 @@ from mta.vector_cache import default_cache
 
 log = logging.getLogger(__name__)
 
-DEFAULT_METHODS = (
-    "base",
-    "majority",
-    "nearest",
-    "lead",
-    "population",
-    "adapt-only",
-    "merged-only",
-    "merged-only-linear",
-    "mta",
-)
+DEFAULT_METHODS = SETS["usual"]
 JUDGED = "mta"
 """The method that is compared with every other one in the table."""
 CONFIG = "config.json"
