@@ -237,3 +237,26 @@ def test_a_new_folder_that_stays_empty_goes_when_the_work_fails(tmp_path: Path) 
     with folder_if_used(new):
         pass
     assert new.is_dir()
+
+
+# odd targets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "a.txt"
+    write_text(real, "old")
+    link = tmp_path / "link.txt"
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert read_text(real) == "new"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(StorageError, match="no regular file"):
+        write_text(path, "new")
+    assert path.is_dir() if kind == "folder" else path.is_fifo()
+    assert [*tmp_path.iterdir()] == [path]

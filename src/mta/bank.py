@@ -240,7 +240,7 @@ def _row(stack: Tensor, index: int) -> Tensor:
     return stack[0 if stack.shape[0] == 1 else index]
 
 
-def load_bank(folder: Path, *, base: BaseModel | None = None) -> Bank:
+def load_bank(folder: Path | str, *, base: BaseModel | None = None) -> Bank:
     """Load a bank.
 
     Args:
@@ -251,6 +251,7 @@ def load_bank(folder: Path, *, base: BaseModel | None = None) -> Bank:
         BankError: it is damaged, incomplete, of a newer schema, or of another base model.
         StorageError: there is no such folder.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     try:
         bank = _from_manifest(folder, manifest)

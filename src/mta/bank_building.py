@@ -103,6 +103,8 @@ def build_bank(
     if (finished := _finished(folder, wanted, base)) is not None:
         shutil.rmtree(folder / WORK, ignore_errors=True)  # there if an earlier call was killed at its very end
         return finished
+    if (folder / MANIFEST).exists():
+        log.warning("the bank in %s is of other settings or another pool; it will be replaced", folder)
     selection = _select(build, pool, min_anchors)
     chosen = [
         _Chosen(anchor.cluster, pool[anchor.index], build.rows(pool[anchor.index])) for anchor in selection.anchors

@@ -92,8 +92,15 @@ def make_folder(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it is flushed and renamed to `path`.
 
-    If the block raises, the temporary file is removed and whatever was at `path` stays as it was.
+    If the block raises, the temporary file is removed and whatever was at `path` stays as it was. A link is followed:
+    the file it points to is written, the link stays.
+
+    Raises:
+        StorageError: it cannot be written, or `path` is there and no regular file (a folder, a pipe, a device).
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot write {path}: it is no regular file; name a file, or one that is not there yet")
     make_folder(path.parent)
     with storage_errors(path, "write"):
         temporary = path.parent / f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"

@@ -39,7 +39,7 @@ def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
         anchors: (M, D) retrieval vectors from the same encoder.
 
     Returns:
-        (U, M) in [-1, 1]; a zero vector is similar to nothing (0).
+        (U, M) in [-1, 1], to five decimals; a zero vector is similar to nothing (0).
     """
     if users.shape[-1] != anchors.shape[-1]:
         raise ConfigError(
@@ -51,7 +51,8 @@ def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
     for row, user in zip(similarities, users.double(), strict=True):
         # One user at a time: in a product of all, the last bit would depend on the company, and with it what is reused.
         row.copy_(unit_anchors @ torch.nn.functional.normalize(user, dim=-1))
-    return similarities.clamp(-1, 1)
+    # Further digits depend on which texts an encoder saw together; weights, and what is reused by them, must not.
+    return similarities.clamp(-1, 1).round(decimals=5)
 
 
 def similarity_weights(similarities: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cli_world import QUICK, QUICK_BANK, film_record, good, mta, refused, snapshot, write_films
+from cli_world import QUICK, QUICK_ADAPT, QUICK_BANK, film_record, good, mta, refused, snapshot, write_films
 from mta.tensor_files import load_tensors, save_tensors
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
@@ -401,6 +401,48 @@ def test_bank_of_another_task_or_base_model_is_not_replaced(
     message = refused(*words, "--pool", own, "--task", "own", "--base", "tiny-random")
     assert "not of 'own' on 'tiny-random'" in message
     assert snapshot(bank) == before
+
+
+def test_an_output_that_is_an_input_is_refused(films: Any, finished_run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(films.targets, tmp_path / "mine.json"))
+    before = own.read_bytes()
+    message = refused("match", "--bank", finished_run / "bank", "--targets", own, "--out", own)
+    assert "which this call reads as targets" in message
+    assert own.read_bytes() == before
+
+
+def test_data_that_is_there_is_not_replaced(films: Any) -> None:
+    folder, before = films.pool.parent, films.pool.read_bytes()
+    for words in (("split", films.pool, "--task", "lamp-2"), ("personas", "--task", "lamp-2")):
+        assert "pool_questions.json is there already" in refused("data", *words, "--out", folder)
+    assert films.pool.read_bytes() == before
+
+
+def test_an_adapter_that_is_there_is_not_replaced(finished_run: Path, tmp_path: Path) -> None:
+    good("export", finished_run, "--user", "dan", "--out", tmp_path / "peft")
+    assert "holds an adapter already" in refused("export", finished_run, "--user", "eve", "--out", tmp_path / "peft")
+
+
+def test_queries_that_an_adapter_was_trained_on_are_not_scored(tmp_path: Path) -> None:
+    """Other lines held out in adaptation than in answering: the answers would be known by heart."""
+    for name, people in (("pool", ("ada", "ben", "cleo")), ("target", ("dan", "eve"))):
+        lines = [
+            {"user_id": who, "input": f"{who} asks {n}", "output": f"{who} says {n}"}
+            for who in people
+            for n in range(5)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bank, targets = tmp_path / "bank", ("--targets", tmp_path / "target.jsonl")
+    built = ("bank", "build", "--task", "own", "--pool", tmp_path / "pool.jsonl", "--base", "tiny-random", *QUICK_BANK)
+    good(*built, "--out", bank)
+    known = ("--bank", bank, *targets, "--base", "tiny-random")
+    good("adapt", *known, *QUICK_ADAPT, "--out", tmp_path / "adapters")
+    asked = ("generate", *known, "--adapters", tmp_path / "adapters", "--queries-per-user", 2)
+    message = refused(*asked, "--out", tmp_path / "answers.jsonl")
+    assert "'dan' was trained on another history" in message
+    assert "--queries-per-user" in message
+    good("adapt", *known, *QUICK_ADAPT, "--queries-per-user", 2, "--out", tmp_path / "adapters")
+    good(*asked, "--out", tmp_path / "answers.jsonl")
 
 
 def test_usage_errors_are_2_as_well() -> None:

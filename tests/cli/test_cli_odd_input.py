@@ -20,8 +20,8 @@ def test_odd_user_ids_work_and_stay_inside_the_folder(films: Any, tmp_path: Path
     run = inside / "run"
     words = ("run", "lamp-2", "--pool", films.pool, "--targets", path, *QUICK, "--method", "mta", "--out", run)
     good(*words)
-    for name in ODD_IDS:
-        good("export", run, "--user", name, "--out", run / "exported")
+    for place, name in enumerate(ODD_IDS):
+        good("export", run, "--user", name, "--out", run / "exported" / str(place))
     shown = good("match", "--bank", run / "bank", "--targets", path)
     assert "[bold]red[/]" in shown.out
     assert "🎬" in shown.out

@@ -13,12 +13,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from mta.cli.settings import Given, Setting
-from mta.errors import MtaError
+from mta.errors import ConfigError, MtaError
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -74,12 +75,26 @@ def _runner(function: Callable[..., None], settings: Sequence[Setting]) -> Calla
         with _errors_as_exit_codes(debug=debug), _quiet(verbose):
             if settings:
                 values[GIVEN] = Given({setting: values.pop(setting.name) for setting in settings})
+            _refuse_own_input(values)
             function(**values)
 
     run.__doc__ = _plain_markup(inspect.getdoc(function) or "")
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _refuse_own_input(values: Mapping[str, Any]) -> None:
+    """Refuse to write over a file that the same call reads."""
+    out = values.get("out")
+    for name, value in values.items():
+        read = value if isinstance(value, list | tuple) else [value]
+        if name != "out" and isinstance(out, Path) and any(isinstance(one, Path) and _same(one, out) for one in read):
+            raise ConfigError(f"--out is {out}, which this call reads as {name.replace('_', '-')}; name another path")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextmanager

@@ -137,6 +137,7 @@ def split(
     from mta.tasks import get_task
 
     found = get_task(task)
+    _refuse_existing(out)
     users = load_users(file, found, golds=golds, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
     made = build_split(
         users,
@@ -153,6 +154,14 @@ def split(
         return
     show_table(("what", "number"), [(name.replace("_", " "), value) for name, value in asdict(made.report).items()])
     note(f"written: {out / 'pool_questions.json'}, {out / 'target_questions.json'} and their outputs")
+
+
+def _refuse_existing(folder: Path) -> None:
+    """Refuse a folder that holds a pool or targets already: they may be somebody's only copy."""
+    for side in ("pool", "target"):
+        for kind in ("questions", "outputs"):
+            if (path := folder / f"{side}_{kind}.json").exists():
+                raise ConfigError(f"{path} is there already and would be replaced; name another folder, or remove it")
 
 
 def _paper_length(task_id: str) -> int:
@@ -215,6 +224,7 @@ def personas(
     from mta.data.personas import write_personas
     from mta.tasks import get_task
 
+    _refuse_existing(out)
     _, served = write_personas(
         out, task_id=get_task(task).task_id, pool=pool, targets=targets, target_queries=queries, seed=seed
     )

@@ -10,6 +10,7 @@ import typer
 from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note
+from mta.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,10 @@ def export(
 ) -> None:
     """Write a user's whole adapter, merged anchors and own part, as one plain LoRA."""
     from mta.evaluation.export import export_user
+    from mta.lora.peft_format import WEIGHTS
 
+    if (out / WEIGHTS).exists():
+        raise ConfigError(f"{out} holds an adapter already; name another folder, or remove that one first")
     found = export_user(run, user, out, method=method)
     adapter = found.adapter
     if found.note:

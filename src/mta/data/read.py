@@ -39,7 +39,7 @@ class ReadResult(NamedTuple):
 
 
 def read_users(
-    path: Path,
+    path: Path | str,
     *,
     format: str = "auto",
     golds: Path | None = None,
@@ -68,6 +68,7 @@ def read_users(
         StorageError: a file is missing or unreadable.
         DataError: the file is malformed, does not fit the task, or no format fits it.
     """
+    path = Path(path)
     if format not in (*FORMATS, "auto"):
         raise unknown_name("format", format, (*FORMATS, "auto"))
     found = find_format(path) if format == "auto" else format

@@ -10,12 +10,12 @@ about the adapters that gave the answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mta.adapter_files import load_adapter
-from mta.bank import Bank
+from mta.bank import Bank, history_fingerprint
 from mta.baselines.methods import PARTS
 from mta.config import MergeConfig, from_dict, to_dict
 from mta.errors import AdapterError, BankError, DataError, MtaError, NotFound, StorageError, unknown_name
@@ -52,6 +52,8 @@ class AdapterSettings:
     """user id -> fingerprint of the training; empty for merged-only."""
     skipped: Mapping[str, str]
     """user id -> why the user has no adapter."""
+    histories: Mapping[str, str] = field(default_factory=dict)
+    """user id -> fingerprint of the history that was learned; empty in records of earlier versions."""
 
     def match(self, user_id: str) -> Match:
         """Return the anchors beneath one user's adapter.
@@ -63,6 +65,23 @@ class AdapterSettings:
             some = ", ".join(list(self.matches)[:SHOWN_USERS])
             raise NotFound(f"no anchors are recorded for user {user_id!r}; there are {len(self.matches)} users: {some}")
         return self.matches[user_id]
+
+    def check_history(self, user: User) -> None:
+        """Check that a user who is to be scored was adapted on the history the file gives now.
+
+        With another number of queries held out, the adapter would have been trained on what is asked.
+
+        Raises:
+            DataError: it was another history, and the user has queries with gold answers.
+        """
+        learned = self.histories.get(user.user_id)
+        scored = any(query.gold is not None for query in user.queries)
+        if learned and scored and learned != history_fingerprint(user):
+            raise DataError(
+                f"the adapter of {user.user_id!r} was trained on another history than the file gives now, so the "
+                "queries may be among what it learned; hold out the same queries as in adaptation "
+                "(--queries-per-user), or adapt again"
+            )
 
     def check_bank(self, bank: Bank, folder: Path) -> None:
         """Check that the anchors of `bank` are those beneath the adapters in `folder`.
@@ -98,6 +117,7 @@ def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: st
     users: dict[str, str] = dict(before["users"]) if same else {}
     skipped: dict[str, str] = dict(before["skipped"]) if same else {}
     matches: dict[str, Any] = dict(before["matches"]) if same else {}
+    histories: dict[str, str] = dict(before.get("histories", {})) if same else {}
     for user_id, person in people.users.items():
         if person.match:
             matches[user_id] = asdict(person.match)
@@ -106,8 +126,9 @@ def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: st
             skipped[user_id] = person.note
         elif PARTS[name].adapted:
             skipped.pop(user_id, None)
+            histories[user_id] = history_fingerprint(person.user)
             users[user_id] = str(load_adapter(_file(resources.folder, name, user_id))[1].get("fingerprint"))
-    write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped})
+    write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped, "histories": histories})
     return path
 
 
@@ -142,6 +163,8 @@ def restore_users(users: Sequence[User], resources: Resources, *, method: str) -
         matches = match_users(users, replace(resources, merge=merge, match=parts.matching(resources.match)))
     people = {}
     for user in users:
+        if settings:
+            settings.check_history(user)
         match = matches.get(user.user_id)
         beneath = [merged_recipe(match, resources.need_bank(), merge)] if match else []
         own = _own(user, resources, method, settings)
@@ -218,6 +241,7 @@ def read_settings(folder: Path, name: str) -> AdapterSettings:
             matches={user_id: _match(row) for user_id, row in values["matches"].items()},
             users=dict(values["users"]),
             skipped=dict(values["skipped"]),
+            histories=dict(values.get("histories", {})),
         )
     except StorageError:
         raise
