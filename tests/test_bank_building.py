@@ -134,6 +134,14 @@ def test_document_first512_embeds_the_joined_history(tmp_path, base) -> None:
 # population beneath -----------------------------------------------------------------------------------------------
 
 
+def test_the_time_of_what_lies_beneath_is_time_of_the_bank(tmp_path: Path, base: BaseModel) -> None:
+    build(tmp_path / "bank", base, replace(BANK, population_beneath=True), work=tmp_path / "work")
+    kept = {path.parent.name: read_json(path)["jobs"] for path in (tmp_path / "work").glob("*/timing.json")}
+    assert {name: len(jobs) for name, jobs in kept.items()} == {"population": 1, "anchors": 3}
+    seconds = sum(job["seconds"] for jobs in kept.values() for job in jobs.values())
+    assert read_json(tmp_path / "bank" / MANIFEST)["train_seconds"] == pytest.approx(seconds)
+
+
 def test_anchors_over_a_population_learn_what_differs_from_it(tmp_path, base) -> None:
     population_train = replace(TRAIN, rank=3, epochs=3, target_modules=("v_proj",))
     config = replace(BANK, population_beneath=True, population_train=population_train)

@@ -16,7 +16,7 @@ from mta.adapter_files import load_adapter, save_adapter
 from mta.config import QUERY_VALUE
 from mta.errors import AdapterError, StorageError
 from mta.lora.adapter import Adapter, Factors, adapter_from_tensors
-from mta.tensor_files import load_tensors, save_tensors, tensors_checksum
+from mta.tensor_files import count_values, load_tensors, save_tensors, tensors_checksum
 from small_world import flip_bit
 
 KINDS = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.bool]
@@ -91,6 +91,18 @@ def test_a_cut_off_file_is_noticed(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(AdapterError, match="cut off"):
         load_tensors(path)
+
+
+def test_values_are_counted_without_reading_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.zeros(2, 3), "y": torch.zeros((), dtype=torch.bfloat16), "none": torch.zeros(0, 4)})
+    assert count_values(path) == 7
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(AdapterError, match="not a readable"):
+        count_values(path)
+    for missing in (tmp_path / "b.safetensors", tmp_path):
+        with pytest.raises(StorageError, match=str(missing)):
+            count_values(missing)
 
 
 def test_a_file_of_another_program_needs_no_checksum(tmp_path: Path) -> None:

@@ -111,13 +111,15 @@ def build_bank(
     ]
     if cut := sum(anchor.rows.cut_rows for anchor in chosen):
         log.warning("%d training prompts of the anchors were cut to fit the model, their history first", cut)
-    population = _population_beneath(build, pool) if config.population_beneath else None
+    beneath = _train_beneath(build, pool) if config.population_beneath else None
+    population = beneath.adapters[POPULATION_JOB].load(base) if beneath else None
     trained = _train_anchors(build, chosen, population)
     kept = [anchor for anchor in chosen if _succeeded(anchor, trained)]
     if not kept:
         raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
     bank = _assemble(build, selection.asked, kept, trained, population)
-    write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=trained.seconds)
+    seconds = trained.seconds + (beneath.seconds if beneath else 0.0)
+    write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=seconds)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return bank
 
@@ -251,10 +253,11 @@ def _succeeded(anchor: _Chosen, trained: TrainedSet) -> bool:
     return False
 
 
-def _population_beneath(build: _Build, pool: Sequence[User]) -> Adapter:
+def _train_beneath(build: _Build, pool: Sequence[User]) -> TrainedSet:
+    """Train the population adapter that lies beneath all anchors."""
     train = build.config.population_train
     made = [build.rows(user, train) for user in pool]
-    stored = train_population(
+    return train_population(
         build.base,
         [row for rows in made for row in rows.rows],
         train,
@@ -263,7 +266,6 @@ def _population_beneath(build: _Build, pool: Sequence[User]) -> Adapter:
         held_out=[row for rows in made for row in rows.held_out],
         progress=build.progress,
     )
-    return stored.adapters[POPULATION_JOB].load(build.base)
 
 
 def train_population(

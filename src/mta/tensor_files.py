@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if wanted is not None and _file_checksum(tensors, metadata) != wanted:
         raise AdapterError(f"{path} is damaged: its contents do not match its checksum; make it again")
     return tensors, metadata
+
+
+def count_values(path: Path) -> int:
+    """Return how many numbers the tensors of a file hold, read from its header.
+
+    Raises:
+        StorageError: the file is missing or not readable.
+        AdapterError: it is not safetensors.
+    """
+    with storage_errors(path, "read"), path.open("rb"):
+        pass
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is not a readable safetensors file ({error}); make it again") from error
 
 
 def _file_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

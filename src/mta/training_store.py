@@ -172,7 +172,8 @@ def _read_if_sound(path: Path) -> Any:
         return None
 
 
-def _path(folder: Path, job_id: str) -> Path:
+def adapter_path(folder: Path, job_id: str) -> Path:
+    """Return where `train_and_store` keeps a job's adapter in its folder."""
     return folder / f"{safe_name(job_id)}.safetensors"
 
 
@@ -182,7 +183,7 @@ def _fingerprint(job: TrainJob, base: BaseModel) -> str:
 
 def _stored(folder: Path, job: TrainJob, base: BaseModel) -> StoredAdapter | None:
     """Return the job's adapter if a sound file of exactly this job is there."""
-    path = _path(folder, job.job_id)
+    path = adapter_path(folder, job.job_id)
     if not path.exists():
         return None
     try:
@@ -208,7 +209,7 @@ def _store(folder: Path, job: TrainJob, done: Trained, base: BaseModel) -> Store
         diverged=done.diverged,
         delta_norm=job.kind.norm(done.tensors),
     )
-    path = _path(folder, job.job_id)
+    path = adapter_path(folder, job.job_id)
     save_trained(path, done.tensors, base=base, note=asdict(note))
     return StoredAdapter(path, note)
 

@@ -40,6 +40,7 @@ ORDER = (
     "evaluate",
     "run",
     "sweep",
+    "growth",
     "export",
     "report",
     "demo",
