@@ -24,5 +24,6 @@ def test_the_five_lines_personalize_a_user(
     capsys.readouterr()
     scope: dict[str, object] = {}
     exec(block.replace("smollm2-135m", "tiny-random"), scope)
-    assert scope["me"].updates > 0
+    assert scope["me"].adapter.rank == scope["anew"].adapter.rank
+    assert scope["anew"].updates > 0
     assert capsys.readouterr().out.endswith("\n")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         NotFound,
         StorageError,
     )
+    from mta.evaluation.export import load_user
     from mta.evaluation.run import RunConfig, run
     from mta.lora.adapter import Adapter
     from mta.lora.peft_format import read_peft, write_peft
@@ -84,6 +85,7 @@ __all__ = [
     "load_bank",
     "load_base_model",
     "load_encoder",
+    "load_user",
     "personalize",
     "read_peft",
     "read_users",
@@ -116,6 +118,7 @@ _HOMES = {
         "NotFound",
         "StorageError",
     ),
+    "mta.evaluation.export": ("load_user",),
     "mta.evaluation.run": ("RunConfig", "run"),
     "mta.lora.adapter": ("Adapter",),
     "mta.lora.peft_format": ("read_peft", "write_peft"),

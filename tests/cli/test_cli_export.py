@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import mta
 from cli_world import QUICK, good, refused, snapshot
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
+from mta.evaluation.predict import predict
 from mta.lora.peft_format import read_peft
 
 
@@ -178,4 +181,25 @@ def test_a_diverged_adapter_is_refused_whatever_the_record_says(diverged_run: Pa
 
 def test_unknown_method_is_refused(finished_run: Path, tmp_path: Path) -> None:
     message = refused("export", finished_run, "--user", "dan", "--method", "mtaa", "--out", tmp_path / "peft")
-    assert "unknown method to export 'mtaa'; known: adapt-only, merged-only" in message
+    assert "unknown method that keeps adapters 'mtaa'; known: adapt-only, merged-only" in message
+
+
+def test_a_loaded_user_answers_as_in_the_run(finished_run: Path, films: Any) -> None:
+    base = mta.load_base_model("tiny-random")
+    users = mta.read_users(films.targets, task="lamp-2").users
+    loaded = [mta.load_user(user, run=finished_run, base=base) for user in users]
+    lines = map(json.loads, (finished_run / "predictions.jsonl").read_text().splitlines())
+    wanted = {(row["user_id"], row["query_id"]): row for row in lines if row["method"] == "mta"}
+    made = predict(loaded, base=base, engine=mta.EngineConfig()).rows
+    assert len(made) == len(wanted) > 1
+    for row in made:
+        then = wanted[row.user_id, row.query_id]
+        assert row.text == then["text"]
+        assert row.nll == pytest.approx(then["nll"], abs=1e-5)
+
+
+def test_only_users_of_the_run_are_loaded(finished_run: Path, films: Any) -> None:
+    base = mta.load_base_model("tiny-random")
+    stranger = replace(mta.read_users(films.targets, task="lamp-2").users[0], user_id="nobody")
+    with pytest.raises(mta.NotFound, match="no anchors are recorded for user 'nobody'"):
+        mta.load_user(stranger, run=finished_run, base=base)

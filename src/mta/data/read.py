@@ -5,7 +5,7 @@
     jsonl       one {"user_id", "input", "output"} object a line                     `data.jsonl`
 
 Example:
-    >>> result = read_users(Path("LaMP_2/dev_questions.json"), task=get_task("lamp-2"), skip_malformed=True)
+    >>> result = read_users("LaMP_2/dev_questions.json", task="lamp-2", skip_malformed=True)
     >>> len(result.users), result.skipped
     (692, ("user '110', query '110': ...",))
 """
@@ -24,6 +24,7 @@ from mta.data.processed import read_processed
 from mta.errors import ConfigError, DataError, unknown_name
 from mta.files import read_text
 from mta.records import HistoryItem, Query, User
+from mta.tasks import get_task
 from mta.tasks.task import Task
 
 FORMATS = ("lamp", "processed", "jsonl")
@@ -45,7 +46,7 @@ def read_users(
     golds: Path | None = None,
     need_golds: bool = False,
     skip_malformed: bool = False,
-    task: Task | None = None,
+    task: Task | str | None = None,
     queries_per_user: int = 0,
 ) -> ReadResult:
     """Read users from a file of any known format.
@@ -59,16 +60,17 @@ def read_users(
         golds: outputs file of the LaMP format, if it is not beside `path`.
         need_golds: raise if a query has no gold answer.
         skip_malformed: leave out and list what does not fit the task, instead of raising.
-        task: what to check against; None checks the form only.
+        task: what to check against, or its id, for example "lamp-2"; None checks the form only.
         queries_per_user: for "jsonl": answered lines of each user to hold out as queries.
 
     Raises:
         ConfigError: `golds` or `queries_per_user` with a format that has no use for it.
-        NotFound: there is no such format.
+        NotFound: there is no such format or task.
         StorageError: a file is missing or unreadable.
         DataError: the file is malformed, does not fit the task, or no format fits it.
     """
     path = Path(path)
+    task = get_task(task) if isinstance(task, str) else task
     if format not in (*FORMATS, "auto"):
         raise unknown_name("format", format, (*FORMATS, "auto"))
     found = find_format(path) if format == "auto" else format

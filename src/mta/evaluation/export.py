@@ -1,6 +1,7 @@
-"""One user's whole adapter out of a run folder, as a plain LoRA that other tools read.
+"""One user's whole adapter out of a run folder: to answer with, or as a plain LoRA that other tools read.
 
 Example:
+    >>> me = load_user(user, run=Path("runs/demo"), base=base)
     >>> export_user(Path("runs/demo"), "target-000", Path("target-000-peft")).adapter.rank
     20
 """
@@ -11,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mta.bank import Bank, load_bank
+from mta.base_model import BaseModel
 from mta.baselines.methods import PARTS
 from mta.errors import NotFound, unknown_name
 from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
-from mta.lora.adapter import Adapter, cat
+from mta.lora.adapter import Adapter, cat, recipe
 from mta.lora.peft_format import write_peft
-from mta.personalize import merged_recipe
+from mta.personalize import Personalized, merged_recipe, renderer
+from mta.records import User
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,34 @@ class Exported:
     adapter: Adapter
     note: str
     """Why the user's own part is missing, or ""."""
+
+
+def load_user(user: User, *, run: Path, base: BaseModel, method: str = "mta") -> Personalized:
+    """Load a user as a run served her, without training anything.
+
+    Args:
+        user: one of the run's target users, read from the same file.
+        run: folder of a run.
+        base: the base model of the run.
+        method: one of `PARTS` that the run has answered with.
+
+    Raises:
+        NotFound, DataError, AdapterError, BankError: see `export_user`.
+        DataError: the adapter was trained on another history than this user's, who has queries to be scored.
+    """
+    bank = load_bank(run / "bank", base=base)
+    settings = _settings(run / "adapters", method)
+    settings.check_history(user)
+    found = whole_adapter(run, user.user_id, bank=bank, method=method)
+    return Personalized(
+        user=user,
+        task=bank.task,
+        adapter=recipe(found.adapter),
+        render=renderer(bank.task, bank.config.prompts),
+        prompts=bank.config.prompts,
+        match=settings.matches.get(user.user_id),
+        note=found.note,
+    )
 
 
 def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -> Exported:
@@ -52,10 +83,9 @@ def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -
 
 def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -> Exported:
     """Rebuild everything a user has on top of the base model from a run folder; see `export_user`."""
-    if method not in PARTS:
-        raise unknown_name("method to export", method, PARTS)
-    adapters, parts = run / "adapters", PARTS[method]
+    adapters = run / "adapters"
     settings = _settings(adapters, method)
+    parts = PARTS[method]
     found: list[Adapter] = []
     if parts.merged:
         settings.check_bank(bank, adapters)
@@ -71,6 +101,8 @@ def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -
 
 def _settings(adapters: Path, method: str) -> AdapterSettings:
     """Read a method's record; one that only merges may have that of the method that adapts on top of the same merge."""
+    if method not in PARTS:
+        raise unknown_name("method that keeps adapters", method, PARTS)
     parts = PARTS[method]
     alike = [name for name, other in PARTS.items() if replace(other, adapted=parts.adapted) == parts]
     names = [method] if parts.adapted else [method, *alike]
