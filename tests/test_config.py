@@ -21,6 +21,7 @@ from mta.config import (
     MergeConfig,
     PromptConfig,
     TrainConfig,
+    changed_settings,
     field_help,
     from_dict,
     to_dict,
@@ -212,3 +213,11 @@ def test_a_population_beneath_has_no_targets_that_its_anchors_lack() -> None:
         BankConfig(train=few, population_train=many, population_beneath=True)
     BankConfig(train=few, population_train=many)
     BankConfig(train=many, population_train=few, population_beneath=True)
+
+
+def test_changed_settings_are_named_by_their_place() -> None:
+    before = to_dict(BankConfig())
+    now = to_dict(BankConfig(train=TrainConfig(lr=3e-4), shared_init=False))
+    assert changed_settings(before, before) == []
+    assert sorted(changed_settings(before, now)) == ["shared_init True -> False", "train.lr 0.0001 -> 0.0003"]
+    assert changed_settings({"a": 1}, {"b": {"c": 2}}) == ["a 1 -> None", "b None -> {'c': 2}"]

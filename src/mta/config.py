@@ -288,6 +288,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """List where two configs in JSON form differ, for people: "adapt.lr 0.001 -> 0.0005". What one lacks counts."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        old, new, place = before.get(name), now.get(name), f"{prefix}{name}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changed_settings(old, new, prefix=f"{place}.")
+        elif old != new:
+            found.append(f"{place} {old} -> {new}")
+    return found
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build a config from its JSON form.
 

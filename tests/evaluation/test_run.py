@@ -305,6 +305,16 @@ def test_a_folder_of_another_task_is_refused(first: RunResult, tmp_path: Path) -
     assert read_json(folder / "config.json") == read_json(first.folder / "config.json")
 
 
+def test_scores_of_other_settings_are_not_replaced_without_a_word(
+    first: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(first, tmp_path / "run")
+    run(*small_world(), replace(CONFIG, methods=("base", "majority")), folder)
+    assert not caplog.records, "fewer rows are no other settings"
+    run(*small_world(), replace(CONFIG, methods=("base",), top_k=1), folder)
+    assert f"{folder} holds scores of other settings, which will be replaced: top_k 2 -> 1" in caplog.text
+
+
 def test_a_text_task_has_its_own_controls(tmp_path: Path) -> None:
     config = replace(CONFIG, task_id="lamp-4", methods=("base", "majority", "nearest", "lead"))
     done = run(*small_world("lamp-4"), config, tmp_path / "run")

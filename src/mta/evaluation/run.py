@@ -27,7 +27,7 @@ from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.methods import PARTS, SETS, Method, depends_on_seed, find_method, methods_for
-from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, to_dict
+from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, changed_settings, to_dict
 from mta.data.people import person_names, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
 from mta.encoders import load_encoder
@@ -64,6 +64,7 @@ DEFAULT_METHODS = SETS["usual"]
 JUDGED = "mta"
 """The method that is compared with every other one in the table."""
 CONFIG = "config.json"
+SCORES = "scores.json"
 CASES = 3
 """Queries shown side by side in the report."""
 
@@ -310,6 +311,14 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
             f"({str(found['base_fingerprint'])[:12]}), not on {base.name!r} ({base.fingerprint[:12]}); choose another "
             "folder"
         )
+    changed = changed_settings(_deciding(settings), _deciding(to_dict(config)))
+    if changed and (path.parent / SCORES).exists():
+        log.warning("%s holds scores of other settings, which will be replaced: %s", path.parent, ", ".join(changed))
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a row of the table; rows and seeds may be added, and speed may change."""
+    return {name: value for name, value in settings.items() if name not in ("methods", "seeds", "engine", "device")}
 
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
@@ -558,7 +567,7 @@ def _write_results(
     folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord], targets: Sequence[User], task: Task
 ) -> RunResult:
     table = markdown_table(scores)
-    write_json(folder / "scores.json", scores)
+    write_json(folder / SCORES, scores)
     parts = [table, markdown_comparisons(scores), markdown_slices(scores)]
     write_text(folder / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     write_text(folder / "table.csv", csv_table(scores))
