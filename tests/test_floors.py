@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
         "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "training",
-        "training_plan", "training_checkpoint", "training_store", "generation",
+        "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
     # 4 the method
     ("user_rows", "bank", "bank_building", "adaptation", "weight_search", "personalize", "users"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from helpers import random_adapter, random_rows, tiny_base
 from mta.base_model import wrap_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.errors import AdapterError
-from mta.generation import Request, generate, score_answers, score_labels
+from mta.generation import Request, answer_and_score, generate, score_answers
 from mta.lora.adapter import Adapter, Factors
 from mta.packing import TokenRow
 from mta.tiny_model import byte_tokenizer, tiny_llama
@@ -61,12 +61,12 @@ def test_label_scores_equal_scoring_each_label_as_its_own_row():
     base = tiny_base()
     requests = mixed_requests(base)
     labels = [(40, 41, 1), (40, 1), (99, 98, 97, 1), (41, 1)]
-    scores = score_labels(base, requests, labels, engine=TOGETHER)
+    answered = answer_and_score(base, requests, [labels] * len(requests), max_new_tokens=2, engine=TOGETHER)
     for index, request in enumerate(requests):
         for column, label in enumerate(labels):
             row = TokenRow(request.row.prompt, label)
             (expected,) = score_answers(base, [Request(row, request.adapter)], engine=ALONE)
-            assert float(scores[index, column]) == pytest.approx(-expected, abs=1e-10)
+            assert float(answered[index].scores[column]) == pytest.approx(-expected, abs=1e-10)
 
 
 def test_adapter_of_another_base_model_is_refused():
@@ -104,3 +104,47 @@ def test_an_answer_ends_with_any_token_the_model_was_released_to_end_with():
     (short,) = generate(ended, [request], max_new_tokens=8, engine=ALONE)
     assert text.startswith(short)
     assert len(base.tokens.tokenizer(short, add_special_tokens=False).input_ids) <= 2
+
+
+def test_answering_and_scoring_together_is_answering_and_scoring_apart():
+    base = tiny_base()
+    requests = mixed_requests(base)
+    golds = [[request.row.answer] for request in requests]
+    assert len({len(gold) for (gold,) in golds}) > 1, "answers of several lengths share a batch"
+    seen: list[int] = []
+    answered = answer_and_score(base, requests, golds, max_new_tokens=8, engine=TOGETHER, on_progress=seen.append)
+    assert [one.text for one in answered] == generate(base, requests, max_new_tokens=8, engine=TOGETHER)
+    wanted = score_answers(base, requests, engine=ALONE)
+    assert [-float(score) for one in answered for score in one.scores] == pytest.approx(wanted, abs=1e-11)
+    assert seen[-1] == len(requests)
+    assert len(seen) > 1
+
+
+def test_scores_of_a_model_with_sliding_windows_are_those_of_separate_rows():
+    text = Gemma3TextConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    base = wrap_model(Gemma3ForCausalLM(text).double(), byte_tokenizer(), name="gemma")
+    requests = [Request(row) for row in random_rows(11, 6)]
+    assert max(len(request.row.prompt) for request in requests) > 4, "longer than the window"
+    labels = [(40, 41, 1), (40, 1), (99, 98, 97, 1)]
+    answered = answer_and_score(base, requests, [labels] * 6, max_new_tokens=6, engine=TOGETHER)
+    for request, one in zip(requests, answered, strict=True):
+        for label, score in zip(labels, one.scores, strict=True):
+            (wanted,) = score_answers(base, [Request(TokenRow(request.row.prompt, label))], engine=ALONE)
+            assert float(score) == pytest.approx(-wanted, abs=1e-10)
+        prompt = torch.tensor([request.row.prompt])
+        with torch.no_grad():
+            made = base.model.generate(input_ids=prompt, max_new_tokens=6, pad_token_id=base.pad_id)[
+                0, prompt.shape[1] :
+            ]
+        assert one.text == base.tokens.decode([token for token in made.tolist() if token not in base.end_ids])

@@ -1,4 +1,4 @@
-"""Answers of many users in shared batches: greedy text, label scores, and likelihood of the gold answer.
+"""Answers of many users in shared batches: greedy text, and how likely labels or gold answers are.
 
 Every request carries its own adapter (another overlay, or none for the bare base model). Requests of all users share
 batches; each batch holds its distinct adapters side by side and routes every row to its own.
@@ -10,21 +10,27 @@ Example:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from mta.base_model import BaseModel
+from mta.candidates import candidate_scores
 from mta.config import EngineConfig
 from mta.forward import answer_nll
 from mta.lora.adapter import Adapter
 from mta.lora.attach import attached
 from mta.lora.stacked import Overlay, inference_stack
-from mta.packing import TokenRow, fill_packs, left_pad, length_buckets, pack_rows
+from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,6 @@ def generate(
     *,
     max_new_tokens: int,
     engine: EngineConfig,
-    on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Answer every request greedily.
 
@@ -50,28 +55,108 @@ def generate(
         requests: prompts; `row.answer` is ignored.
         max_new_tokens: longest answer in tokens.
         engine: packing.
-        on_progress: called with the number of requests answered so far.
 
     Returns:
         One text per request, in order, without special tokens.
     """
     texts = [""] * len(requests)
-    done = 0
     for indices, chosen in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
-        batch = left_pad([r.row.prompt for r in chosen], pad_id=base.pad_id, device=base.device)
+        prompts = _prompts(base, chosen)
         with torch.no_grad(), _routed(base, chosen):
-            output = base.model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=base.pad_id,
-            )
-        for index, ids in zip(indices, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            texts[index] = base.tokens.decode(_until_end(ids, base.end_ids))
-        done += len(chosen)
-        if on_progress:
-            on_progress(done)
+            made = _completions(base, prompts, _prefill(base, prompts), max_new_tokens)
+        for index, text in zip(indices, made, strict=True):
+            texts[index] = text
     return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A greedy answer, and how likely each of some texts would have been instead."""
+
+    text: str
+    """Without special tokens."""
+    scores: Tensor
+    """(C,) log-probability of each candidate's tokens given the prompt, float64 on the CPU."""
+
+
+def answer_and_score(
+    base: BaseModel,
+    requests: Sequence[Request],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    *,
+    max_new_tokens: int,
+    engine: EngineConfig,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Answered]:
+    """Answer every request greedily and score its candidates; the prompt is read once for both.
+
+    All candidates of a request follow its prompt in one row; a mask keeps each from seeing the others, and each starts
+    at the position right after the prompt, so that the scores equal those of separate rows.
+
+    Args:
+        base: the frozen model.
+        requests: prompts; `row.answer` is ignored.
+        candidates: for each request token sequences, each with its end-of-answer token: all labels, or the gold answer.
+        max_new_tokens: longest answer in tokens.
+        engine: packing.
+        on_progress: called with the number of requests answered so far.
+
+    Returns:
+        One per request, in order. Exponentials of the scores sum to less than 1, since other texts are possible too.
+    """
+    answered: dict[int, Answered] = {}
+    items = list(zip(requests, candidates, strict=True))
+    for indices, chosen in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
+        asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
+        prompts = _prompts(base, asked)
+        with torch.no_grad(), _routed(base, asked):
+            cache = _prefill(base, prompts)
+            scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored)
+            texts = _completions(base, prompts, cache, max_new_tokens)
+        answered |= zip(indices, map(Answered, texts, scores), strict=True)
+        if on_progress:
+            on_progress(len(answered))
+    return [answered[index] for index in range(len(items))]
+
+
+def _room(request: Request, candidates: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """Tokens of the longest row a request makes."""
+    return len(request.row.prompt) + max(max_new_tokens, sum(map(len, candidates)))
+
+
+def _prompts(base: BaseModel, requests: Sequence[Request]) -> Batch:
+    return left_pad([request.row.prompt for request in requests], pad_id=base.pad_id, device=base.device)
+
+
+def _prefill(base: BaseModel, prompts: Batch) -> DynamicCache:
+    """Return keys and values of the prompts without their last token, which whoever goes on reads again.
+
+    Every layer keeps all of them, sliding windows too: masks say what is seen.
+    """
+    cache = DynamicCache()
+    if prompts.input_ids.shape[1] > 1:
+        base.model(
+            input_ids=prompts.input_ids[:, :-1],
+            attention_mask=prompts.attention_mask[:, :-1],
+            position_ids=prompts.position_ids[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return cache
+
+
+def _completions(base: BaseModel, prompts: Batch, cache: DynamicCache, max_new_tokens: int) -> list[str]:
+    """Go on greedily from the prompts; the cache is used up."""
+    output = base.model.generate(
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask,
+        past_key_values=cache,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=base.pad_id,
+    )
+    made = output[:, prompts.input_ids.shape[1] :].tolist()
+    return [base.tokens.decode(_until_end(ids, base.end_ids)) for ids in made]
 
 
 def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
@@ -88,90 +173,14 @@ def score_answers(base: BaseModel, requests: Sequence[Request], *, engine: Engin
     return results
 
 
-def score_labels(
-    base: BaseModel, requests: Sequence[Request], labels: Sequence[Sequence[int]], *, engine: EngineConfig
-) -> Tensor:
-    """Score every label after every prompt, in one forward pass per batch.
-
-    All labels follow the prompt in one row; a mask keeps each label from seeing the others, and each starts at the
-    position right after the prompt, so that the scores equal those of L separate rows.
-
-    Args:
-        base: the frozen model.
-        requests: prompts; `row.answer` is ignored.
-        labels: L token sequences, each with its end-of-answer token.
-        engine: packing.
-
-    Returns:
-        (requests, L) log-probability of each label's tokens given the prompt, float64 on the CPU. Exponentials of a row
-        sum to less than 1, since other texts are possible too.
-    """
-    scores = torch.zeros(len(requests), len(labels), dtype=torch.float64)
-    block = sum(map(len, labels))
-    for indices, chosen in _batches(requests, lambda r: len(r.row.prompt) + block, engine):
-        with torch.no_grad(), _routed(base, chosen):
-            scores[indices] = _label_scores(base, [r.row.prompt for r in chosen], labels)
-    return scores
-
-
-def _label_scores(base: BaseModel, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Tensor:
-    tail = [token for label in labels for token in label]
-    batch = left_pad([[*prompt, *tail] for prompt in prompts], pad_id=base.pad_id, device=base.device)
-    positions = batch.position_ids.clone()
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=base.device)
-    offsets = torch.tensor([place for label in labels for place in range(len(label))], device=base.device)
-    positions[:, -len(tail) :] = lengths[:, None] + offsets
-    mask = _label_mask(batch.attention_mask, positions, labels, base)
-    logits = base.model(
-        input_ids=batch.input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        logits_to_keep=len(tail) + 1,
-        use_cache=False,
-    ).logits
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # (batch, tail + 1, V)
-    scores, start = [], 0
-    for label in labels:
-        # the label's first token is predicted by the prompt's last position, the others by the token before them
-        sources = [0, *range(start + 1, start + len(label))]
-        scores.append(log_probs[:, sources, list(label)].sum(dim=1))
-        start += len(label)
-    return torch.stack(scores, dim=1).double().cpu()
-
-
-def _label_mask(
-    attention_mask: Tensor, positions: Tensor, labels: Sequence[Sequence[int]], base: BaseModel
-) -> Tensor | dict[str, Tensor]:
-    """Build the additive mask (batch, 1, T, T): causal, no padding, and no label sees another."""
-    width, tail = attention_mask.shape[1], sum(map(len, labels))
-    owner = torch.full((width,), -1, device=positions.device)
-    owner[width - tail :] = torch.tensor([i for i, label in enumerate(labels) for _ in label], device=positions.device)
-    order = torch.arange(width, device=positions.device)
-    causal = order[:, None] >= order[None, :]
-    visible = causal & ((owner[None, :] == -1) | (owner[:, None] == owner[None, :]))
-    allowed = visible[None] & attention_mask[:, None, :].bool()
-    allowed = allowed | torch.eye(width, dtype=torch.bool, device=positions.device)  # padding may see itself, not NaN
-    full = _additive(allowed, base.dtype)
-    text_config = base.model.config.get_text_config()
-    if "sliding_attention" not in (getattr(text_config, "layer_types", None) or ()):
-        return full
-    near = (positions[:, :, None] - positions[:, None, :]) < text_config.sliding_window
-    return {"full_attention": full, "sliding_attention": _additive(allowed & near, base.dtype)}
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)[:, None]
-
-
 def _batches(
-    requests: Sequence[Request], length: Callable[[Request], int], engine: EngineConfig
-) -> Iterator[tuple[list[int], list[Request]]]:
+    items: Sequence[T], length: Callable[[T], int], engine: EngineConfig
+) -> Iterator[tuple[list[int], list[T]]]:
     buckets = length_buckets(
-        list(enumerate(requests)), lambda item: length(item[1]), tokens_per_batch=engine.predict_tokens_per_batch
+        list(enumerate(items)), lambda item: length(item[1]), tokens_per_batch=engine.predict_tokens_per_batch
     )
     for bucket in buckets:
-        yield [index for index, _ in bucket], [request for _, request in bucket]
+        yield [index for index, _ in bucket], [item for _, item in bucket]
 
 
 def _routed(

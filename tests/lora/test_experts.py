@@ -14,7 +14,7 @@ from mta.base_model import BaseModel
 from mta.baselines.proper import FEED_FORWARD
 from mta.config import EngineConfig
 from mta.errors import AdapterError
-from mta.generation import Request, generate, score_answers, score_labels
+from mta.generation import Request, answer_and_score, generate, score_answers
 from mta.lora.attach import attached
 from mta.lora.experts import (
     ExpertFactors,
@@ -140,12 +140,12 @@ def test_scores_of_a_pack_are_the_slow_formula(base: BaseModel) -> None:
 def test_label_scores_are_those_of_separate_rows(base: BaseModel) -> None:
     requests = mixed(base)
     labels = [(40, 41, 1), (40, 1), (99, 98, 97, 1)]
-    scores = score_labels(base, requests, labels, engine=TOGETHER)
+    answered = answer_and_score(base, requests, [labels] * len(requests), max_new_tokens=2, engine=TOGETHER)
     for index, request in enumerate(requests[:5]):
         model = slow(base, request)
         for column, label in enumerate(labels):
             wanted = -float(slow_nll(model, TokenRow(request.row.prompt, label)))
-            assert float(scores[index, column]) == pytest.approx(wanted, abs=1e-10)
+            assert float(answered[index].scores[column]) == pytest.approx(wanted, abs=1e-10)
 
 
 def test_the_router_reads_the_token(base: BaseModel) -> None:

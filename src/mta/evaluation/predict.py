@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
-
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
-from mta.generation import Request, generate, score_answers, score_labels
+from mta.generation import Answered, Request, answer_and_score
 from mta.lora.adapter import Adapter
 from mta.lora.stacked import Overlay
 from mta.packing import TokenRow
@@ -107,40 +105,39 @@ def _predict(
 ) -> list[Prediction]:
     task = like.task
     examples, requests = [example for example, _ in asked], [request for _, request in asked]
-    texts = generate(base, requests, max_new_tokens=task.max_new_tokens, engine=engine, on_progress=on_progress)
-    if task.labels:
-        labels = [base.tokens.answer_ids(label, like.prompts) for label in task.labels]
-        scores = score_labels(base, requests, labels, engine=engine)  # (queries, L)
-        return _with_labels(task, examples, texts, scores)
-    known = [index for index, example in enumerate(examples) if example.answer]
-    nll = dict(zip(known, score_answers(base, [requests[i] for i in known], engine=engine), strict=True))
-    return [
-        Prediction(
-            query_id=example.example_id,
-            user_id=example.user_id,
-            gold=example.answer,
-            text=task.clean(texts[index]),
-            nll=nll.get(index),
-            nll_tokens=max(1, len(requests[index].row.answer)),
-        )
-        for index, example in enumerate(examples)
-    ]
+    labels = [base.tokens.answer_ids(label, like.prompts) for label in task.labels]
+    answered = answer_and_score(
+        base,
+        requests,
+        [labels or [request.row.answer] for request in requests],
+        max_new_tokens=task.max_new_tokens,
+        engine=engine,
+        on_progress=on_progress,
+    )
+    make = _with_labels if labels else _with_likelihood
+    return [make(task, *row) for row in zip(examples, requests, answered, strict=True)]
 
 
-def _with_labels(task: Task, examples: Sequence[Example], texts: Sequence[str], scores: Tensor) -> list[Prediction]:
-    shares = scores.log_softmax(dim=1)
-    rows = []
-    for index, example in enumerate(examples):
-        gold = task.labels.index(example.answer) if example.answer in task.labels else None
-        rows.append(
-            Prediction(
-                query_id=example.example_id,
-                user_id=example.user_id,
-                gold=example.answer,
-                text=task.clean(texts[index]),
-                label=task.labels[int(scores[index].argmax())],
-                nll=None if gold is None else -float(shares[index, gold]),
-                label_scores=dict(zip(task.labels, scores[index].tolist(), strict=True)),
-            )
-        )
-    return rows
+def _with_likelihood(task: Task, example: Example, request: Request, answered: Answered) -> Prediction:
+    return Prediction(
+        query_id=example.example_id,
+        user_id=example.user_id,
+        gold=example.answer,
+        text=task.clean(answered.text),
+        nll=-float(answered.scores[0]) if example.answer else None,
+        nll_tokens=max(1, len(request.row.answer)),
+    )
+
+
+def _with_labels(task: Task, example: Example, request: Request, answered: Answered) -> Prediction:
+    gold = task.labels.index(example.answer) if example.answer in task.labels else None
+    shares = answered.scores.log_softmax(dim=0)
+    return Prediction(
+        query_id=example.example_id,
+        user_id=example.user_id,
+        gold=example.answer,
+        text=task.clean(answered.text),
+        label=task.labels[int(answered.scores.argmax())],
+        nll=None if gold is None else -float(shares[gold]),
+        label_scores=dict(zip(task.labels, answered.scores.tolist(), strict=True)),
+    )
