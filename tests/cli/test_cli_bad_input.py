@@ -144,6 +144,12 @@ def test_more_anchors_merged_than_the_bank_has(films: Any, finished_run: Path) -
     assert "top_k is 5 but the bank has 2 anchors" in message
 
 
+def test_repeats_that_cannot_be(films: Any, tmp_path: Path) -> None:
+    run = ("run", "lamp-2", *films.both, *QUICK, "--out", tmp_path / "run")
+    assert "there is one; add --seeds" in refused(*run, "--once", "mta")
+    assert "writes the files of one run, not of 2" in refused(*run, "--seeds", 2, "--layout", "reference")
+
+
 def test_bank_larger_than_the_pool(films: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     message = refused("run", "lamp-2", *films.both, *QUICK, "--bank-size", 9, *METHODS, "--out", out)

@@ -462,6 +462,17 @@ def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
     assert again.scores["methods"]["mta"]["by_seed"]["nll"][:2] == first.scores["methods"]["mta"]["by_seed"]["nll"]
 
 
+def test_some_methods_may_answer_under_the_first_seed_only(tmp_path: Path) -> None:
+    config = replace(CONFIG, methods=("base", "adapt-only", "merged-only", "mta"), seeds=(5, 6), once=("adapt-only",))
+    scores = run(*small_world(), config, tmp_path / "run").scores
+    seeds = {name: method["seeds"] for name, method in scores["methods"].items()}
+    assert seeds == {"base": [], "adapt-only": [5], "merged-only": [5, 6], "mta": [5, 6]}
+    assert not (tmp_path / "run" / "seed-6" / "adapters" / "adapt-only").exists()
+    assert "adapt-only" in {row["b"] for row in scores["comparisons"]}
+    with pytest.raises(NotFound, match="unknown method 'mtaa'"):
+        run(*small_world(), replace(config, once=("mtaa",)), tmp_path / "other")
+
+
 def test_methods_alone_in_any_subset_and_order_score_the_same(tmp_path: Path) -> None:
     """No method may depend on another having run before it, or find its files."""
     names = ["base", "nearest", "population", "population-adapt", "oppu", "merged-only", "swapped-user", "mta", "rag-3"]

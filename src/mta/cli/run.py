@@ -49,6 +49,10 @@ def run(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")
     ] = 1,
+    once: Annotated[
+        list[str] | None,
+        typer.Option("--once", help="With --seeds: a method that answers under the first seed only; repeat it."),
+    ] = None,
     users: Annotated[int, typer.Option("--users", min=0, help="Only the first N targets; 0 means all.")] = 0,
     pool_users: Annotated[int, typer.Option("--pool-users", min=0, help="Only the first N of the pool.")] = 0,
     drop_leaks: Annotated[
@@ -79,6 +83,7 @@ def run(
     found = get_task(task)
     names = tuple(methods_for(found, method or DEFAULT_METHODS))
     _check_layout(layout, names)
+    _check_repeats(seeds, layout, once)
     notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(
         pool,
@@ -98,8 +103,11 @@ def run(
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
         if seeds > 1:
-            _check_repeats(layout, seeds)
-            config = replace(config, seeds=tuple(range(plan.adapt.seed, plan.adapt.seed + seeds)))
+            config = replace(
+                config,
+                seeds=tuple(range(plan.adapt.seed, plan.adapt.seed + seeds)),
+                once=tuple(methods_for(found, once or ())),
+            )
         result = run_all(people.pool, people.targets, config, folder, base=model, notes=notes, progress=progress)
     if layout:
         from mta.evaluation.reference_layout import write_reference_layout
@@ -114,10 +122,15 @@ def run(
         typer.echo(f"report: {folder / 'report.html'}")
 
 
-def _check_repeats(layout: str | None, seeds: int) -> None:
-    if layout:
+def _check_repeats(seeds: int, layout: str | None, once: Sequence[str] | None) -> None:
+    if seeds > 1 and layout:
         raise ConfigError(
             f"--layout writes the files of one run, not of {seeds} repeated ones; leave --seeds out, or --layout"
+        )
+    if seeds == 1 and once:
+        raise ConfigError(
+            f"--once {once[0]} says who answers under the first of several seeds, and there is one; add --seeds, or "
+            "leave --once out"
         )
 
 

@@ -93,6 +93,8 @@ class RunConfig:
     """Rows of the table; controls that mean nothing for the task are left out."""
     seeds: tuple[int, ...] = ()
     """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
+    once: tuple[str, ...] = ()
+    """Methods that answer under the first of the seeds only, to save time; names in `SETS` stand for several."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Packing; it decides speed only."""
 
@@ -145,11 +147,12 @@ def run(
     started = time.monotonic()
     task = get_task(config.task_id)
     methods = methods_for(task, config.methods)
+    repeated = [name for name in methods if depends_on_seed(name) and name not in methods_for(task, config.once)]
     parts: list[_Part] = []
     if config.seeds:
         base = _refuse_or_load(folder, config, base)
     for seed in config.seeds or (None,):
-        names = [name for name in methods if not parts or depends_on_seed(name)]
+        names = repeated if parts else methods
         one = config if seed is None else config.seeded(seed)
         place = folder if seed is None else folder / f"seed-{seed}"
         parts.append(_answer_all(names, pool, targets, one, place, base, progress))
@@ -196,12 +199,12 @@ def _answer_all(
 def _joined(name: str, parts: Sequence[_Part], seeds: Sequence[int]) -> MethodRecord:
     """Pool a method's answers of repeated runs; costs are means over them."""
     records = [part.records[name] for part in parts if name in part.records]
-    if len(records) == 1:
+    if not seeds or not depends_on_seed(name):
         return records[0]
     return replace(
         records[0],
         predictions=[row for record in records for row in record.predictions],
-        seed_of=[seed for seed, record in zip(seeds, records, strict=True) for _ in record.predictions],
+        seed_of=[seed for seed, record in zip(seeds, records, strict=False) for _ in record.predictions],
         updates_per_user=_mean([record.updates_per_user for record in records]),
         adapter_bytes_per_user=_mean([record.adapter_bytes_per_user for record in records]),
         train_seconds=_mean([record.train_seconds for record in records]),
@@ -318,7 +321,9 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a row of the table; rows and seeds may be added, and speed may change."""
-    return {name: value for name, value in settings.items() if name not in ("methods", "seeds", "engine", "device")}
+    return {
+        name: value for name, value in settings.items() if name not in ("methods", "seeds", "once", "engine", "device")
+    }
 
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
