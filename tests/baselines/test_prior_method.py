@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
-from mta.baselines.methods import METHODS, depends_on_seed, find_method, methods_for
+from mta.baselines.methods import METHODS, beside_priors, depends_on_seed, find_method, methods_for
 from mta.baselines.prior_method import JUDGES, judges_of
 from mta.errors import NotFound
 from mta.evaluation.predict import finished, predict
@@ -107,3 +107,9 @@ def test_which_tasks_have_them() -> None:
 def test_what_has_no_label_scores_has_no_prior(name: str) -> None:
     with pytest.raises(NotFound, match="unknown method"):
         find_method(name)
+
+
+def test_every_method_that_asks_the_model_can_stand_beside_its_prior() -> None:
+    rows = beside_priors(["base", "majority", "mta", "mta+prior"])
+    assert methods_for(get_task("lamp-2"), rows) == ["base", "base+prior", "majority", "mta", "mta+prior"]
+    assert methods_for(get_task("lamp-4"), rows) == ["base", "mta"]

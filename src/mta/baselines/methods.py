@@ -198,6 +198,12 @@ def methods_for(task: Task, names: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(every) if _fits(name, task)]
 
 
+def beside_priors(names: Sequence[str]) -> list[str]:
+    """Return the methods, each that asks the base model followed by itself under the label prior."""
+    done = (*WITHOUT_MODEL, *(name for name in names if name.endswith(PRIOR)))
+    return [row for name in names for row in ((name,) if name in done else (name, f"{name}{PRIOR}"))]
+
+
 def _fits(name: str, task: Task) -> bool:
     if name.endswith(PRIOR):
         return prior_fits(task) and _fits(name.removesuffix(PRIOR), task)

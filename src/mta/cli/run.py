@@ -46,6 +46,12 @@ def run(
             "--method", help="A row of the table; repeat it. 'usual', the default, and 'tables' stand for sets."
         ),
     ] = None,
+    prior: Annotated[
+        bool,
+        typer.Option(
+            "--prior", help="Also show every method that scores labels corrected by the person's label prior."
+        ),
+    ] = False,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")
     ] = 1,
@@ -74,7 +80,7 @@ def run(
 
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
-    from mta.baselines.methods import methods_for
+    from mta.baselines.methods import beside_priors, methods_for
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import DEFAULT_METHODS
     from mta.evaluation.run import run as run_all
@@ -82,6 +88,8 @@ def run(
 
     found = get_task(task)
     names = tuple(methods_for(found, method or DEFAULT_METHODS))
+    if prior:
+        names = tuple(methods_for(found, beside_priors(names)))
     _check_layout(layout, names)
     _check_repeats(seeds, layout, once)
     notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
