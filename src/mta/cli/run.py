@@ -49,7 +49,7 @@ def run(
     prior: Annotated[
         bool,
         typer.Option(
-            "--prior", help="Also show every method that scores labels corrected by the person's label prior."
+            "--prior", help="Also show each method that scores labels corrected by the label prior."
         ),
     ] = False,
     seeds: Annotated[
