@@ -13,11 +13,12 @@ from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
 from mta.forward import answer_nll
 from mta.lora.adapter import Adapter, cat, recipe
 from mta.lora.attach import attached
-from mta.lora.stacked import FrozenStack, initial_A
+from mta.lora.stacked import FrozenStack
 from mta.merging import merge_cat
 from mta.packing import left_pad, pack_rows
 from mta.training import Trained, train
-from mta.training_plan import TrainJob, learning_rate, update_examples
+from mta.training_plan import TrainJob
+from slow_peft import peft_deltas, peft_loss
 
 BASE_CONFIG = TrainConfig(rank=4, alpha=8.0, lr=2e-3, epochs=2, warmup_ratio=0.1)
 ALONE = EngineConfig(slots=1, tokens_per_batch=4096)
@@ -89,49 +90,16 @@ def test_order_of_jobs_and_number_of_slots_do_not_matter():
 
 @pytest.mark.parametrize("train_a", [True, False], ids=["A-and-B", "B-only"])
 def test_trained_adapter_equals_plain_peft_and_torch_adamw(train_a):
-    peft = pytest.importorskip("peft")
     base = tiny_base()
     config = dataclasses.replace(
         BASE_CONFIG, batch_size=3, epochs=3, weight_decay=0.05, clip_norm=0.1, lr=1e-2, train_a=train_a
     )
     job = TrainJob("ada", random_rows(7, 8), config)
     ours = results(base, [job], ALONE)["ada"]
-
-    model = peft.get_peft_model(
-        copy.deepcopy(base.model),
-        peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(ALL_LINEAR), lora_dropout=0.0, bias="none"),
-    ).double()
-    layers = {n: m for n, m in model.base_model.model.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
-    assert set(layers) == set(ours.adapter.modules)
-    for name, layer in layers.items():
-        shape = tuple(layer.lora_A["default"].weight.shape)
-        layer.lora_A["default"].weight.data.copy_(initial_A(shape, seed=config.seed, key="ada", module=name))
-        assert float(layer.lora_B["default"].weight.detach().abs().max()) == 0
-        layer.lora_A["default"].weight.requires_grad_(train_a)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.999), eps=config.eps, weight_decay=0.05)
-    for step in range(job.total):
-        rows = [job.rows[i] for i in update_examples(8, config, job_id="ada", step=step)]
-        optimizer.param_groups[0]["lr"] = learning_rate(config, step=step, total=job.total)
-        optimizer.zero_grad()
-        peft_loss(model, rows).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
-        optimizer.step()
-    for name, layer in layers.items():
-        expected = 2.0 * layer.lora_B["default"].weight.data @ layer.lora_A["default"].weight.data
-        assert float((ours.adapter.delta(name) - expected).abs().max()) < 1e-12
-
-
-def peft_loss(model, rows) -> torch.Tensor:
-    """Independent of the engine: one row at a time, no padding, all logits, mean over the update's answer tokens."""
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for row in rows:
-        ids = torch.tensor([row.prompt + row.answer])
-        logits = model(input_ids=ids).logits[0, :-1]
-        picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        total = total - picked[-len(row.answer) :].sum()
-        tokens += len(row.answer)
-    return total / tokens
+    expected = peft_deltas(base, job)
+    assert set(expected) == set(ours.adapter.modules)
+    for name, delta in expected.items():
+        assert float((ours.adapter.delta(name) - delta).abs().max()) < 1e-12
 
 
 def test_answer_nll_equals_row_by_row_log_softmax():

@@ -22,6 +22,7 @@ from mta.personalize import Resources
 from mta.training import train
 from mta.training_plan import TrainJob
 from mta.user_rows import user_rows
+from slow_peft import peft_deltas
 from small_world import ADAPT, BANK, ENCODER, ENCODERS, ENGINE, OWN, PROMPTS, person, small_pool, small_targets
 
 
@@ -56,6 +57,21 @@ def test_each_user_trains_on_the_own_history_only(base: BaseModel, tmp_path: Pat
             assert torch.allclose(one, two, atol=1e-5), name
         steps = ADAPT.epochs * -(-len(user.history) // ADAPT.batch_size)
         assert together.users[user.user_id].updates == steps
+
+
+@pytest.mark.parametrize(("name", "modules"), [("oppu", ALL_LINEAR), ("oppu-qv", QUERY_VALUE)])
+def test_it_is_what_a_plain_loop_with_peft_trains(tmp_path: Path, name: str, modules: tuple[str, ...]) -> None:
+    exact = tiny_base(torch.float64)
+    user, *_ = small_targets()
+    METHODS[name](small_targets(), resources(exact, tmp_path))
+    ours, _ = load_adapter(tmp_path / name / f"{user.user_id}.safetensors")
+    settings = replace(ADAPT, rank=8, alpha=ADAPT.scaling * 8, target_modules=modules)
+    rows = user_rows(exact.tokens, OWN, user, train=settings, prompts=PROMPTS).rows
+    expected = peft_deltas(exact, TrainJob(user.user_id, rows, settings))
+    assert set(expected) == set(ours.modules)
+    for module, delta in expected.items():
+        assert float(delta.abs().max()) > 1e-4, "something was learned"
+        torch.testing.assert_close(ours.delta(module).double(), delta, atol=1e-7, rtol=1e-5)  # kept in float32
 
 
 def test_it_is_rank_8_on_all_linear_layers_or_as_published_on_two(base: BaseModel, tmp_path: Path) -> None:

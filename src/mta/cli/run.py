@@ -48,9 +48,7 @@ def run(
     ] = None,
     prior: Annotated[
         bool,
-        typer.Option(
-            "--prior", help="Also show each method that scores labels corrected by the label prior."
-        ),
+        typer.Option("--prior", help="Also show each method that scores labels corrected by the label prior."),
     ] = False,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Figures 2 to 6 on real users: what docs/results/figures/ was made with.
+#
+#   benchmarks/figures.sh DATA RUNS [TASK...]
+#
+# DATA as for tables.sh; RUNS is the same folder, in which tables.sh has finished: a sweep starts from the bank and the
+# adapters of the run with the first seed. Merging alone is swept finely over all target users; merging and adapting,
+# which is trained anew at every point, coarsely over the first twelve. A killed sweep continues when called again.
+set -euo pipefail
+
+data=$1
+runs=$2
+shift 2
+tasks=${*:-lamp-2 lamp-4}
+here=$(cd "$(dirname "$0")/.." && pwd)
+mta=${MTA:-$here/.venv/bin/mta}
+export HF_HUB_OFFLINE=1
+
+common="--base smollm2-135m --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20 --seed 42"
+few="--users 12"
+
+sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
+  local name=$1 out=$runs/figures/$task/$1
+  shift
+  # shellcheck disable=SC2086 # the options are words
+  "$mta" sweep "$task" "${files[@]}" $common "$@" --out "$out"
+  mkdir -p "$results/$name"
+  cp "$out/scores.json" "$out/table.md" "$out/table.csv" "$results/$name/"
+}
+
+start_from() { # start_from SWEEP POINT: the bank of the run, and its adapters for the point with the run's settings
+  local out=$runs/figures/$task/$1
+  [ -e "$out" ] && return
+  mkdir -p "$out/points/$2/adapters"
+  cp -r "$runs/$task/seed-42/bank" "$out/bank"
+  cp -r "$runs/$task/seed-42/adapters/mta" "$out/points/$2/adapters/mta"
+}
+
+for task in $tasks; do
+  folder=$data/LaMP_${task#lamp-}
+  files=(--pool "$folder/pool_questions.json" --targets "$folder/target_questions.json")
+  results=$here/docs/results/figures/$task
+
+  start_from weight-merged "as asked"
+  sweep weight-merged --bank-size 12 --over weight --method merged-only
+  start_from top-k-merged 2
+  sweep top-k-merged --bank-size 12 --over top-k --method merged-only
+  sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32 --value 64
+
+  start_from weight "as asked"
+  sweep weight --bank-size 12 --over weight --value 0 --value 0.5 --value 1 $few
+  start_from top-k 2
+  sweep top-k --bank-size 12 --over top-k --value 1 --value 2 --value 4 --value 8 $few
+  start_from rank 4
+  sweep rank --bank-size 12 --over rank --value 2 --value 4 --value 8 --value 16 $few
+
+  # shellcheck disable=SC2086
+  "$mta" growth "$task" "${files[@]}" $common --bank-size 12 --users 4 --users 8 --users 16 --out "$runs/figures/$task/growth"
+  mkdir -p "$results"
+  cp "$runs/figures/$task/growth/growth.json" "$results/growth.json"
+  cp "$runs/figures/$task/growth/table.md" "$results/growth.md"
+done
