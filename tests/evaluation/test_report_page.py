@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mta.errors import ConfigError, DataError, StorageError
+from mta.evaluation.figures import Chart, Line, Point
 from mta.evaluation.plots import best_control, interval_plot, plot_layout
 from mta.evaluation.report import card_sections, comparability, render_report, write_report
 
@@ -111,7 +113,9 @@ def test_links_inside_the_page_have_a_target_and_ids_are_unique() -> None:
     tags = outline(html).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {str(a["href"])[1:] for t, a in tags if t == "a"} == {"run-1", "run-2", "cases", "card"} <= set(ids)
+    assert (
+        {str(a["href"])[1:] for t, a in tags if t == "a"} == {"tables", "run-1", "run-2", "cases", "card"} <= set(ids)
+    )
 
 
 def test_pictures_are_valid_svg_in_the_colours_of_the_page() -> None:
@@ -284,3 +288,38 @@ def test_interval_plot_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no method has a value for 'rouge_1'; the scores hold: accuracy, nll"):
         interval_plot(tmp_path / "p.png", run(), "rouge_1")
     assert list(tmp_path.iterdir()) == []
+
+
+# tables and figures of the paper ------------------------------------------------------------------------------------
+
+
+def test_page_shows_the_papers_tables_beside_the_run() -> None:
+    html = page(scores=[run(methods={**run()["methods"], "oppu": method(0.4)}), run(task="own")])
+    outline(html)
+    text = re.sub(r"<[^>]+>", " ", html)
+    assert "no number of a run can be held against one of them" in text
+    assert re.findall(r"Table (\d)\.", text) == ["1", "3", "4"], "of table 2 only one column was run"
+    row = re.search(r'<tr><th scope="row">lamp-2 Acc ↑</th>(.*?)</tr>', html, re.DOTALL)
+    assert row is not None
+    assert '<b>0.500</b><span class="paper">0.444</span>' in row[1]
+    assert "Table 4." not in page(scores=[run(task="own")]), "the paper has five tasks"
+
+
+def test_page_draws_every_point_of_every_figure() -> None:
+    chart = Chart(
+        name="k", heading="Figure 4. Merged anchors K", title="lamp-2", caption="Acc ↑", x_title="K", y_title="Acc ↑",
+        lines=(Line(name="mta", points=(Point(1, 0.2, 0.1, 0.3), Point(2, 0.4, 0.3, 0.5))),),
+        reference=Line(name="by similarity", points=(Point(0, 0.35),), colour=1),
+    )  # fmt: skip
+    html = page(charts=[chart, replace(chart, heading="Figure 3. Weight")])
+    outline(html)
+    assert html.index("Figure 3. Weight") < html.index("Figure 4. Merged"), "in the order of the paper"
+    assert html.count("<title>mta, 2: 0.400 [0.300, 0.500]</title>") == 2
+    assert html.count("by similarity, 0: 0.350") >= 2
+    assert 'id="figures"' not in page()
+
+
+def test_a_case_without_its_question_shows_the_answers() -> None:
+    html = page(cases=[{"query": None, "answers": {"mta": "comedy"}, "gold": "comedy"}])
+    assert '<p class="label">Query</p>' not in html
+    assert "comedy" in html

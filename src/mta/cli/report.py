@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note
-from mta.errors import ConfigError
+from mta.errors import ConfigError, DataError, NotFound
+
+if TYPE_CHECKING:
+    from mta.records import Prediction
+
+ANSWERS = "predictions.jsonl"
 
 
 def register(app: typer.Typer) -> None:
@@ -20,18 +26,75 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, one a task.")],
+    sweep: Annotated[
+        list[Path] | None, typer.Option("--sweep", help="Folder of a sweep, for figures 3 to 6; repeat it.")
+    ] = None,
+    growth: Annotated[
+        list[Path] | None, typer.Option("--growth", help="A growth.json, for figure 2; repeat it.")
+    ] = None,
+    user: Annotated[
+        list[str] | None, typer.Option("--user", help="Show all answers to this user side by side; repeat it.")
+    ] = None,
+    targets: Annotated[
+        Path | None, typer.Option("--targets", help="Data file of the users, to show questions and histories too.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", help="Folder for all plots as PNG and SVG.")] = None,
+    tables: Annotated[Path | None, typer.Option("--tables", help="Folder for all tables as Markdown and CSV.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
 ) -> None:
-    """Join the scores of several runs into one self-contained HTML page."""
+    """Join runs, sweeps and growth into one self-contained page: the paper's tables and figures with these numbers."""
+    from mta.evaluation.figures import growth_charts, sweep_charts
     from mta.evaluation.report import write_report
+    from mta.evaluation.report_files import write_plots, write_tables
     from mta.evaluation.scores import check_scores
     from mta.files import read_json
 
     scores = [check_scores(read_json(folder / "scores.json")) for folder in runs]
+    charts = [chart for file in growth or () for chart in growth_charts(read_json(file))]
+    charts += [chart for folder in sweep or () for chart in sweep_charts(read_json(folder / "scores.json"))]
+    cases = _cases(runs, user or (), targets)
+    if plots:
+        write_plots(plots, scores=scores, charts=charts)
+    if tables:
+        write_tables(tables, scores=scores)
     card = {str(folder): run.get("run", {}) for folder, run in zip(runs, scores, strict=True)}
-    write_report(out, scores=scores, run_card=card)
+    write_report(out, scores=scores, run_card=card, charts=charts, cases=cases)
     typer.echo(out)
+
+
+def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> list[dict[str, Any]]:
+    """Answers side by side, of the users who are named; without names a report holds nobody's text."""
+    from mta.cli.loading import load_users
+    from mta.evaluation.cases import build_cases
+    from mta.files import read_json
+    from mta.tasks import get_task
+
+    cases: list[dict[str, Any]] = []
+    shown: set[str] = set()
+    for folder in runs if users else ():
+        predictions = _answers(folder)
+        known = {row.user_id for rows in predictions.values() for row in rows}
+        here = [user for user in users if user in known]
+        task = get_task(read_json(folder / "scores.json")["task"])
+        people = load_users(targets, task) if targets and here else ()
+        cases += build_cases(predictions, task=task, people=people, users=here) if here else []
+        shown.update(here)
+    missing = [user for user in users if user not in shown]
+    if missing:
+        raise NotFound(f"user {missing[0]!r} was asked nothing in {', '.join(map(str, runs))}; check --user")
+    return cases
+
+
+def _answers(folder: Path) -> dict[str, list[Prediction]]:
+    """Read the answers of a run; of repeated runs those of the first seed."""
+    from mta.evaluation.predictions_file import read_predictions
+
+    places = (folder / ANSWERS, *sorted(folder.glob(f"seed-*/{ANSWERS}")))
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise DataError(f"{folder} has no {ANSWERS}, so no answers can be shown; give the folder of the run itself")
+    return read_predictions(path)
 
 
 def export(

@@ -72,8 +72,8 @@ def plot_layout(scores: Mapping[str, Any], metric: str) -> PlotLayout:
         DataError: `scores` is not the content of a scores.json, or no method has the metric.
     """
     methods = _methods_with(scores, metric)
-    start, end = _padded(*_extent(methods, metric))
-    ticks = _ticks(start, end)
+    start, end = padded(*_extent(methods, metric))
+    ticks = nice_ticks(start, end)
     left, right = float(LEFT), float(WIDTH - RIGHT)
 
     def place(value: float) -> float:
@@ -93,7 +93,7 @@ def plot_layout(scores: Mapping[str, Any], metric: str) -> PlotLayout:
         left=left,
         right=right,
         axis_y=axis_y,
-        ticks=tuple((place(tick), _tick_text(tick, ticks[1] - ticks[0])) for tick in ticks),
+        ticks=tuple((place(tick), tick_text(tick, ticks[1] - ticks[0])) for tick in ticks),
         rows=rows,
         control_x=None if control is None else place(methods[control]["metrics"][metric]),
         control_name=control or "",
@@ -143,10 +143,10 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     control = best_control(scores, metric)
     if control is not None:
         axes.axvline(methods[control]["metrics"][metric], color=GREY, linestyle="--", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(methods)), [_plain(name) for name in methods])
+    axes.set_yticks(range(len(methods)), [plain_text(name) for name in methods])
     axes.invert_yaxis()
-    axes.set_xlabel(_plain(metric_title(metric)))
-    axes.set_title(_plain(title if title is not None else run_line(scores)), fontsize=10, loc="left")
+    axes.set_xlabel(plain_text(metric_title(metric)))
+    axes.set_title(plain_text(title if title is not None else run_line(scores)), fontsize=10, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
@@ -155,7 +155,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     write_bytes(path, image.getvalue())
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Keep matplotlib from reading a name between dollar signs as mathematics."""
     return text.replace("$", r"\$")
 
@@ -190,7 +190,7 @@ def _extent(methods: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[floa
     return min(points + bounds), max(points + bounds)
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def padded(low: float, high: float) -> tuple[float, float]:
     """Leave a little room at both ends, and a visible range where all values are equal."""
     room = 0.04 * (high - low)
     if high - low < 1e-9 * max(1.0, abs(low), abs(high)):
@@ -198,7 +198,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers inside [low, high], two to seven of them."""
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
@@ -207,7 +207,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [index * step for index in range(first, last + 1)] if last > first else [low, high]
 
 
-def _tick_text(value: float, step: float) -> str:
+def tick_text(value: float, step: float) -> str:
+    """Write a tick with as many decimals as its distance to the next one needs."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if round(step * 10**decimals, 6) % 1:
         decimals += 1  # a step of 2.5

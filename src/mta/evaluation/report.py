@@ -1,4 +1,4 @@
-"""One self-contained HTML page for one or more runs: tables, plots, what may be compared, cases, run card.
+"""One self-contained HTML page for one or more runs: the paper's tables and figures, tables, plots, cases, run card.
 
 The page loads nothing: styles and pictures are inside, and its own content policy forbids the rest. All texts
 are escaped by the template engine; the template holds the layout only, everything it prints is prepared here.
@@ -16,6 +16,9 @@ from typing import Any
 
 from mta.characters import whole_characters
 from mta.errors import DataError
+from mta.evaluation.chart_drawing import chart_layout
+from mta.evaluation.figures import Chart
+from mta.evaluation.paper_view import NOT_COMPARABLE, paper_tables
 from mta.evaluation.plots import plot_layout
 from mta.evaluation.scores import (
     CONTROLS,
@@ -63,6 +66,7 @@ def write_report(
     scores: Sequence[Mapping[str, Any]],
     run_card: Mapping[str, Any],
     cases: Sequence[Mapping[str, Any]] = (),
+    charts: Sequence[Chart] = (),
     title: str = "Personalization report",
 ) -> None:
     """Write the report to `path`, atomically.
@@ -74,13 +78,14 @@ def write_report(
             mappings become sections; values are shown as they are.
         cases: query and answers side by side: {"query", "answers": {method: text}} and optionally "gold", "title",
             "note" and "history" (list of texts). They are shown to whoever opens the file.
+        charts: figures of sweeps and of growth.
         title: head of the page.
 
     Raises:
         DataError: no scores, or scores or cases of another form.
         StorageError: `path` cannot be written.
     """
-    write_text(path, render_report(scores=scores, run_card=run_card, cases=cases, title=title))
+    write_text(path, render_report(scores=scores, run_card=run_card, cases=cases, charts=charts, title=title))
 
 
 def render_report(
@@ -88,6 +93,7 @@ def render_report(
     scores: Sequence[Mapping[str, Any]],
     run_card: Mapping[str, Any],
     cases: Sequence[Mapping[str, Any]] = (),
+    charts: Sequence[Chart] = (),
     title: str = "Personalization report",
 ) -> str:
     """Return the report as HTML text; see `write_report`.
@@ -104,10 +110,26 @@ def render_report(
     text = environment.from_string(source).render(
         title=title,
         runs=[_run_view(check_scores(run)) for run in scores],
+        tables=paper_tables(scores),
+        not_comparable=NOT_COMPARABLE,
+        figures=_figure_views(charts),
         cases=[_case_view(case, number) for number, case in enumerate(cases, start=1)],
         card=card_sections(run_card),
     )
     return whole_characters(text)
+
+
+def _figure_views(charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """Put the charts of one figure together, in the order of the paper."""
+    headings = sorted(dict.fromkeys(chart.heading for chart in charts), key=lambda heading: heading.split(".")[0])
+    return [
+        {
+            "heading": heading,
+            "layouts": [chart_layout(chart) for chart in charts if chart.heading == heading],
+            "notes": list(dict.fromkeys(chart.note for chart in charts if chart.heading == heading and chart.note)),
+        }
+        for heading in headings
+    ]
 
 
 def comparability(scores: Mapping[str, Any]) -> list[str]:
@@ -268,7 +290,7 @@ def _case_view(case: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {
         "title": str(case.get("title") or f"Case {number}"),
         "note": str(case.get("note") or ""),
-        "query": str(case["query"]),
+        "query": str(case["query"] or ""),
         "gold": None if gold is None else str(gold),
         "history": [str(item) for item in case.get("history") or ()],
         "answers": [

@@ -32,6 +32,7 @@ from mta.data.people import person_names, rule_for
 from mta.data.splits import answers_in_own_history, check_disjoint
 from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError
+from mta.evaluation.cases import build_cases
 from mta.evaluation.predict import finished, predict
 from mta.evaluation.predictions_file import require_finite, write_predictions
 from mta.evaluation.report import write_report
@@ -65,8 +66,6 @@ JUDGED = "mta"
 """The method that is compared with every other one in the table."""
 CONFIG = "config.json"
 SCORES = "scores.json"
-CASES = 3
-"""Queries shown side by side in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,6 +540,7 @@ def _run_card(
     return {
         "pool users": len(resources.pool),
         "target users": len(targets),
+        "history items": {"targets": _history_items(targets), "pool": _history_items(resources.pool)},
         "anchors asked / kept": f"{bank.asked} / {len(bank.anchors)}",
         "anchor tokens trained": tokens,
         "training pairs from": sorted({anchor.source for anchor in bank.anchors}),
@@ -555,6 +555,12 @@ def _run_card(
         "settings": to_dict(config),
         "versions": versions(),
     }
+
+
+def _history_items(users: Sequence[User]) -> dict[str, float]:
+    """Table 3 of the paper: items per user."""
+    counts = [len(user.history) for user in users]
+    return {"most": max(counts), "fewest": min(counts), "mean": round(sum(counts) / len(counts), 2)}
 
 
 def _population_effort(bank: Bank) -> str:
@@ -577,30 +583,6 @@ def _write_results(
     write_text(folder / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     write_text(folder / "table.csv", csv_table(scores))
     card = scores["run"]
-    write_report(folder / "report.html", scores=[scores], run_card=card, cases=_cases(records, targets, task))
+    cases = build_cases({record.name: record.predictions for record in records}, task=task, people=targets)
+    write_report(folder / "report.html", scores=[scores], run_card=card, cases=cases)
     return RunResult(folder, scores, table)
-
-
-def _cases(records: Sequence[MethodRecord], targets: Sequence[User], task: Task) -> list[dict[str, Any]]:
-    """Pick a query each of the first few users, preferably one on which the methods disagree."""
-    answers: dict[tuple[str, str], dict[str, str]] = {}
-    for record in records:
-        for row in record.predictions:
-            answers.setdefault((row.user_id, row.query_id), {})[record.name] = row.text
-    queries = {(user.user_id, query.query_id): (user, query) for user in targets for query in user.queries}
-    chosen: dict[str, tuple[str, str]] = {}
-    for key in sorted(answers, key=lambda key: len(set(answers[key].values())) == 1):  # stable: disagreements first
-        chosen.setdefault(key[0], key)
-    cases = []
-    for key in list(chosen.values())[:CASES]:
-        user, query = queries[key]
-        cases.append(
-            {
-                "title": f"User {user.user_id}",
-                "query": query.text,
-                "gold": query.gold,
-                "answers": answers[key],
-                "history": [task.history_line(item, 40) for item in user.history[:3]],
-            }
-        )
-    return cases

@@ -1,0 +1,141 @@
+"""Line charts of sweeps and of growth: figures 2 to 6 of the paper, from saved files; `chart_drawing` draws them.
+
+Example:
+    >>> sweep_charts(read_json(sweep / "scores.json"))[0].title
+    'lamp-2, mta: accuracy'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mta.errors import DataError
+from mta.evaluation.scores import check_scores, finite, interval_of, shown_metrics
+from mta.evaluation.table import basis_line, metric_name, metric_title
+from mta.files import safe_name
+
+MEGABYTE, MINUTE = 1e6, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured value, with its 95 % interval where there is one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Points that belong together."""
+
+    name: str
+    points: tuple[Point, ...]
+    colour: int = 0
+    """Which of two colours: 0 or 1."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One chart, before anything is placed."""
+
+    name: str
+    """For file names."""
+    heading: str
+    """What charts of one figure have in common, with its place in the paper."""
+    title: str
+    """Of a file with this chart alone."""
+    caption: str
+    """Below the heading."""
+    x_title: str
+    y_title: str
+    lines: tuple[Line, ...]
+    reference: Line | None = None
+    """One point whose height is drawn as a dashed line across; its x plays no part."""
+    note: str = ""
+    from_zero: bool = False
+
+
+def sweep_charts(scores: Mapping[str, Any]) -> list[Chart]:
+    """Make a chart for each metric of a sweep: its values along x, the score and its interval along y.
+
+    Raises:
+        DataError: not the scores of a sweep.
+    """
+    scores = check_scores(scores)
+    sweep = scores.get("sweep")
+    wanted = {"over", "title", "figure", "method", "values"}
+    if not isinstance(sweep, Mapping) or not wanted <= sweep.keys():
+        raise DataError(
+            f"these scores of {scores['task']} are not of a sweep; give a folder that `mta sweep` has written"
+        )
+    return [_sweep_chart(scores, sweep, metric) for metric in shown_metrics(scores)]
+
+
+def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: str) -> Chart:
+    values = sorted(sweep["values"].items(), key=lambda item: float(item[1]))
+    points = [_score_point(scores, label, metric, float(x)) for label, x in values]
+    unchanged = [label for label in scores["methods"] if label not in sweep["values"]]
+    asked = _score_point(scores, unchanged[0], metric, 0.0) if unchanged else None
+    name = f"{sweep['figure']} {scores['task']} {sweep['over']} {sweep['method']} {metric}"
+    return Chart(
+        name=safe_name(name.lower().replace(" ", "-")),
+        heading=f"{sweep['figure']}. {_first_upper(str(sweep['title']))}: {scores['task']}, {sweep['method']}",
+        title=f"{scores['task']}, {sweep['method']}: {metric_name(metric)}",
+        caption=metric_title(metric),
+        x_title=str(sweep["title"]),
+        y_title=metric_title(metric),
+        lines=(Line(name=str(sweep["method"]), points=tuple(point for point in points if point)),),
+        reference=Line(name="by similarity (Eq. 6)", points=(asked,), colour=1) if asked else None,
+        note=basis_line(scores),
+    )
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _score_point(scores: Mapping[str, Any], label: str, metric: str, x: float) -> Point | None:
+    method = scores["methods"][label]
+    value, interval = finite(method["metrics"].get(metric)), interval_of(method, metric)
+    return None if value is None else Point(x, value, *(interval or (None, None)))
+
+
+def growth_charts(growth: Mapping[str, Any]) -> list[Chart]:
+    """Make the charts of training time and of stored bytes against the number of users.
+
+    Raises:
+        DataError: not the content of a growth.json.
+    """
+    points = growth.get("points")
+    wanted = {"method", "users", "seconds", "bytes"}
+    if not points or not all(isinstance(point, Mapping) and wanted <= point.keys() for point in points):
+        raise DataError("this is not the content of a growth.json (points with method, users, seconds, bytes)")
+    names = dict.fromkeys(str(point["method"]) for point in points)
+    return [
+        Chart(
+            name=safe_name(f"figure-2-{growth.get('task')}-{measure}"),
+            heading=f"Figure 2. Cost of users: {growth.get('task')}",
+            title=f"{growth.get('task')}: {title}",
+            caption=_first_upper(title),
+            x_title="users",
+            y_title=unit,
+            lines=tuple(_growth_line(points, name, measure, size) for name in names),
+            note=f"Base {growth.get('base')}. The bank is part of every point of MTA.",
+            from_zero=True,
+        )
+        for measure, title, unit, size in (
+            ("seconds", "training time", "minutes", MINUTE),
+            ("bytes", "stored", "MB", MEGABYTE),
+        )
+    ]
+
+
+def _growth_line(points: Sequence[Mapping[str, Any]], name: str, measure: str, size: float) -> Line:
+    own = tuple(Point(float(p["users"]), float(p[measure]) / size) for p in points if p["method"] == name)
+    return Line(name=name, points=own, colour=int(name.startswith("oppu")), dashed=name.endswith("q,v"))
