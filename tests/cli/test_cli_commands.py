@@ -9,20 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli_world import QUICK, film_record, good, mta, write_films
+from cli_world import QUICK, film_record, good, mta, refused, write_films
 from mta.cli import command as command_module
+from mta.cli import options
 from mta.cli.command import command
 from mta.cli.main import app
 from mta.cli.settings import ADAPT_ALONE, Given, Plan
 from mta.config import BankConfig, MatchConfig, MergeConfig, TrainConfig
+from mta.encoders import load_encoder
 from mta.errors import DataError
-from mta.presets import find_preset
+from mta.presets import PRESETS, find_preset
 
 ORDER = (
     "data personas",
@@ -368,3 +370,31 @@ def test_download_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.Monk
     done = good("data", "download", "lamp-2", "lamp-4", "--split", "dev", "--out", tmp_path, "--time-split")
     assert done.out.strip() == str(tmp_path / "dev_questions.json")
     assert (seen["tasks"], seen["split"], seen["time_split"]) == (["lamp-2", "lamp-4"], "dev", True)
+
+
+def test_every_preset_can_be_asked_for_by_its_name() -> None:
+    choices = get_args(get_args(get_args(options.Preset)[0])[0])
+    assert set(choices) == set(PRESETS)
+
+
+def test_users_without_history_do_not_stop_the_others(films: Any, finished_run: Path, tmp_path: Path) -> None:
+    path = write_films(tmp_path / "t_questions.json", [film_record("dan"), film_record("new", items=0)])
+    words = ("--bank", finished_run / "bank", "--targets", path)
+    found = good("match", *words, "--json")
+    assert {row["user_id"] for row in found.json} == {"dan"}
+    assert "1 users without history left out; the base model serves them: 'new'" in found.err
+    assert "no history items" in refused("match", *words, "--user", "new")
+
+
+def test_anchors_take_the_encoder_of_a_preset(films: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def note_and_load(name: str, **more: Any) -> Any:
+        asked.append(name)
+        return load_encoder("tiny-random", **more)
+
+    monkeypatch.setattr("mta.encoders.load_encoder", note_and_load)
+    for preset in ("small", "paper"):
+        words = ("--bank-size", 3, "--min-history", 3, "--preset", preset)
+        good("anchors", "--pool", films.pool, "--task", "lamp-2", *words)
+    assert asked == ["minilm", find_preset("paper", "lamp-2").bank.anchors.encoder]

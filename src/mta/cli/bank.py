@@ -44,23 +44,28 @@ def anchors(
     pool: options.Pool,
     task: options.Task,
     given: Given,
+    preset: options.Preset = None,
     out: options.OutFile = None,
     skip_malformed: options.SkipMalformed = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Choose anchor users from a pool, without training anything."""
+    """Choose anchor users from a pool, without training anything.
+
+    The settings are the paper's; `mta bank build` takes those of the preset "small" for small base models.
+    """
     from mta.anchors import select_anchors
     from mta.cli.loading import load_users
-    from mta.config import BankConfig, MergeConfig, TrainConfig
+    from mta.config import MergeConfig, TrainConfig
     from mta.encoders import embed_users, load_encoder
     from mta.files import write_json
+    from mta.presets import find_preset
     from mta.runtime import choose_device
     from mta.tasks import get_task
     from mta.vector_cache import default_cache
 
     found = get_task(task)
-    bank = BankConfig()
+    bank = find_preset(preset or "paper", found.task_id).bank
     config = given.apply(Plan(bank=bank, match=bank.match, merge=MergeConfig(), adapt=TrainConfig())).bank.anchors
     users = [user for user in load_users(pool, found, skip_malformed=skip_malformed) if user.history]
     encoder = load_encoder(config.encoder, device=choose_device(device))

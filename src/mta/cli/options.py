@@ -35,7 +35,7 @@ Threads = Annotated[
     int, typer.Option("--threads", min=0, help="CPU threads; 0 chooses: 1 for tiny-random, else what torch takes.")
 ]
 Preset = Annotated[
-    Literal["paper", "released", "small"] | None,
+    Literal["paper", "released", "small", "recommended"] | None,
     typer.Option("--preset", help="Named settings; by default small below a billion parameters, else paper."),
 ]
 SkipMalformed = Annotated[

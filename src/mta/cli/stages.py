@@ -12,6 +12,7 @@ from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note, progress_bars, show_json, show_table
 from mta.cli.settings import ADAPT_ALONE, ENGINE, MERGE, TOP_K, Given, Plan
+from mta.data.checks import first_few
 from mta.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -223,9 +224,19 @@ def _users(
     from mta.cli.loading import load_users, pick_user
 
     users = load_users(path, bank.task, golds=golds, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
-    chosen = users if user_id is None else [pick_user(users, user_id)]
+    chosen = _with_history(users, path) if user_id is None else [pick_user(users, user_id)]
     bank.check_targets(chosen)
     return chosen
+
+
+def _with_history(users: list[User], path: Path) -> list[User]:
+    """Leave out, and name, users there is nothing to personalize from, unless they are all."""
+    found = [user for user in users if user.history]
+    without = [user.user_id for user in users if not user.history]
+    if not without or not found:
+        return users
+    note(f"{path}: {len(without)} users without history left out; the base model serves them: {first_few(without)}")
+    return found
 
 
 def _plan(bank: Bank, given: Given) -> Plan:
