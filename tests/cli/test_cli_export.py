@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mta
-from cli_world import QUICK, good, refused, snapshot
+from cli_world import QUICK, QUICK_ADAPT, good, refused, snapshot
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.evaluation.predict import predict
@@ -58,6 +58,18 @@ def test_parts_of_an_export_add_up(finished_run: Path, films: Any, tmp_path: Pat
     )
     for name in own.modules:
         torch.testing.assert_close(read_peft(tmp_path / "merged").delta(name), parts["merged-only"].delta(name))
+
+
+def test_adapters_made_without_a_run_are_exported_over_their_bank(
+    finished_run: Path, films: Any, tmp_path: Path
+) -> None:
+    bank = finished_run / "bank"
+    good("adapt", "--bank", bank, "--targets", films.targets, *QUICK_ADAPT, "--out", tmp_path / "adapters")
+    good("export", tmp_path / "adapters", "--bank", bank, "--user", "dan", "--out", tmp_path / "peft")
+    good("export", finished_run, "--user", "dan", "--out", tmp_path / "same")
+    made, wanted = read_peft(tmp_path / "peft"), read_peft(tmp_path / "same")
+    for name in wanted.modules:
+        torch.testing.assert_close(made.delta(name), wanted.delta(name))
 
 
 def test_linear_merge_of_a_run_is_exported_as_linear(films: Any, tmp_path: Path) -> None:

@@ -98,9 +98,12 @@ def _answers(folder: Path) -> dict[str, list[Prediction]]:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or with --bank that of `mta adapt --out`.")],
     user: options.OneUser,
     out: options.Out,
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="The bank beneath the adapters, if it is not the run's own.")
+    ] = None,
     to: Annotated[Literal["peft"], typer.Option("--to", help="Format of the adapter.")] = "peft",
     method: Annotated[
         str, typer.Option("--method", help="A method of the run that uses anchors or the user's own adapter.")
@@ -112,7 +115,7 @@ def export(
 
     if (out / WEIGHTS).exists():
         raise ConfigError(f"{out} holds an adapter already; name another folder, or remove that one first")
-    found = export_user(run, user, out, method=method)
+    found = export_user(run, user, out, method=method, bank_folder=bank)
     adapter = found.adapter
     if found.note:
         note(f"{user} was not adapted ({found.note}): these are the merged anchors alone, as in the run")

@@ -47,7 +47,7 @@ def load_user(user: User, *, run: Path, base: BaseModel, method: str = "mta") ->
     bank = load_bank(run / "bank", base=base)
     settings = _settings(run / "adapters", method)
     settings.check_history(user)
-    found = whole_adapter(run, user.user_id, bank=bank, method=method)
+    found = whole_adapter(run / "adapters", user.user_id, bank=bank, method=method)
     return Personalized(
         user=user,
         task=bank.task,
@@ -59,15 +59,18 @@ def load_user(user: User, *, run: Path, base: BaseModel, method: str = "mta") ->
     )
 
 
-def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -> Exported:
+def export_user(
+    run: Path, user_id: str, folder: Path, *, method: str = "mta", bank_folder: Path | None = None
+) -> Exported:
     """Write one user's whole adapter, the one the run answered with, as a PEFT folder and return it.
 
     Args:
-        run: folder of a run.
+        run: folder of a run; with `bank_folder`, a folder of adapters as `mta adapt` writes it.
         user_id: one of the run's target users.
         folder: where the PEFT files go.
         method: one of `PARTS` that the run has answered with. The merged anchors beneath adapters of "mta" are there as
             "merged-only" too.
+        bank_folder: the bank beneath the adapters, where it is not the run's own.
 
     Raises:
         NotFound: no such user or method, or the user has no adapter there.
@@ -75,15 +78,15 @@ def export_user(run: Path, user_id: str, folder: Path, *, method: str = "mta") -
         AdapterError: the adapter is damaged, not the one the run answered with, or of another base model than the bank.
         BankError: the bank is damaged, or not the one the run answered with.
     """
-    bank = load_bank(run / "bank")
-    found = whole_adapter(run, user_id, bank=bank, method=method)
+    bank = load_bank(bank_folder or run / "bank")
+    adapters = run if bank_folder else run / "adapters"
+    found = whole_adapter(adapters, user_id, bank=bank, method=method)
     write_peft(found.adapter, folder, base_model=bank.base_name)
     return found
 
 
-def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -> Exported:
-    """Rebuild everything a user has on top of the base model from a run folder; see `export_user`."""
-    adapters = run / "adapters"
+def whole_adapter(adapters: Path, user_id: str, *, bank: Bank, method: str = "mta") -> Exported:
+    """Rebuild everything a user has on top of the base model from a folder of adapters; see `export_user`."""
     settings = _settings(adapters, method)
     parts = PARTS[method]
     found: list[Adapter] = []
@@ -95,7 +98,7 @@ def whole_adapter(run: Path, user_id: str, *, bank: Bank, method: str = "mta") -
         found += [own] if own else []
     note = settings.skipped.get(user_id, "") if parts.adapted else ""
     if not found:
-        raise NotFound(f"user {user_id!r} has no {method} adapter in {run}: {note}; export merged-only instead")
+        raise NotFound(f"user {user_id!r} has no {method} adapter in {adapters}: {note}; export merged-only instead")
     return Exported(cat(found), note)
 
 
