@@ -74,6 +74,7 @@ GOLDEN = {
         "### User History:\nInput: Say bye. Output: Bye!\n\n### User Instruction:\nSay hello.\nOutput:",
     ),
 }
+GOLDEN["own-by-id"] = GOLDEN["own"]
 
 
 def example(fields: Mapping[str, str], *items: Mapping[str, str]) -> Example:

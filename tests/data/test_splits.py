@@ -144,6 +144,20 @@ def test_films_may_be_shared_under_the_movie_rule() -> None:
         check_disjoint([fan], [target], rule=rule_for("lamp-5"))
 
 
+def test_ids_are_trusted_where_they_are_known_to_be_people() -> None:
+    """Many people who ask the same and answer alike, as the users of one product do."""
+    texts = [("Reply to: thanks", "You are welcome."), ("Reply to: are you there?", "Yes."), ("Say hello", "Hello!")]
+    items = tuple(HistoryItem(str(k), {"input": asked, "output": said}) for k, (asked, said) in enumerate(texts))
+    users = [User(name, items, ()) for name in ("ann", "bob", "cal")]
+    with pytest.raises(DataError, match="name the task own-by-id"):
+        check_disjoint(users[1:], users[:1], rule=rule_for("own"))
+    known = rule_for("own-by-id")
+    check_disjoint(users[1:], users[:1], rule=known)
+    assert find_people(users, rule=known) == [("ann",), ("bob",), ("cal",)]
+    with pytest.raises(DataError, match="1 shared user ids"):
+        check_disjoint(users, users[:1], rule=known)
+
+
 def test_drop_leaks_leaves_a_pool_that_passes() -> None:
     users = crowd()
     targets, pool = users[::3], users[1::3] + users[2::3]

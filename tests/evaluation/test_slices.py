@@ -237,6 +237,7 @@ QUESTIONS = {
     "lamp-4": "Generate a headline for the following article: It rained.",
     "lamp-5": "Generate a title for the following abstract of a paper: We prove it.",
     "own": "Are you coming on Monday?",
+    "own-by-id": "Are you coming on Monday?",
 }
 
 

@@ -39,7 +39,7 @@ RAW = {
         "Generate a title for the following abstract of a paper: We prove it.",
         {"abstract": "We prove it."},
     ),
-    "own": ("  Anything: goes here. ", {"input": "Anything: goes here."}),
+    **dict.fromkeys(("own", "own-by-id"), ("  Anything: goes here. ", {"input": "Anything: goes here."})),
 }
 
 TITLE = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zs", "Zl", "Zp"))).filter(
@@ -148,7 +148,7 @@ def test_task_is_found_by_any_of_its_names(name: str) -> None:
 def test_unknown_task_lists_those_there_are() -> None:
     with pytest.raises(NotFound) as caught:
         get_task("lamp-9")
-    assert str(caught.value) == "unknown task 'lamp-9'; known: lamp-1, lamp-2, lamp-3, lamp-4, lamp-5, own"
+    assert str(caught.value) == "unknown task 'lamp-9'; known: lamp-1, lamp-2, lamp-3, lamp-4, lamp-5, own, own-by-id"
 
 
 def test_names_are_unique() -> None:

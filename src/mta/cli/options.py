@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-Task = Annotated[str, typer.Option("--task", help="What is asked: lamp-1 to lamp-5, or own for data of your own.")]
-TaskArgument = Annotated[
-    str, typer.Argument(metavar="TASK", help="What is asked: lamp-1 to lamp-5, or own for data of your own.")
-]
+TASK_HELP = "What is asked: lamp-1 to lamp-5; own for data of your own, own-by-id where its user ids are surely people."
+Task = Annotated[str, typer.Option("--task", help=TASK_HELP)]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)]
 Pool = Annotated[Path, typer.Option("--pool", help="Data file of the users to build the bank from.")]
 Targets = Annotated[Path, typer.Option("--targets", help="Data file of the users to serve.")]
 Golds = Annotated[

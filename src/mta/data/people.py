@@ -1,4 +1,4 @@
-"""Which records are the same person, judged by what their histories share.
+"""Which records are the same person, judged by what their histories share, or by their ids where these are known.
 
 LaMP makes one record a question: the records of a person have histories that differ by little more
 than each other's questions, and each holds the others' answers. Ids do not show this, histories do.
@@ -58,6 +58,8 @@ class PersonRule:
     """Share of the shorter history that proves one person (with at least two shared items)."""
     max_holders: int = 10
     """Items held by more people than this (siblings counted once) are popular and prove nothing."""
+    ids_are_people: bool = False
+    """Different ids are different people, whatever their histories share; histories are not compared."""
     answers_may_be_seen: bool = False
     """A target's query may stand in a pool user's history with the target's answer (films: tags are common)."""
 
@@ -70,12 +72,14 @@ class PersonRule:
 
 PERSONAL_ITEMS = PersonRule()
 SHARED_ITEMS = PersonRule(items_are_personal=False)
+KNOWN_IDS = PersonRule(ids_are_people=True, answers_may_be_seen=True)
 PERSON_RULES: Mapping[str, PersonRule] = {
     "lamp-1": SHARED_ITEMS,
     "lamp-2": PersonRule(items_are_personal=False, answers_may_be_seen=True),
     "lamp-3": PERSONAL_ITEMS,
     "lamp-4": PERSONAL_ITEMS,
     "lamp-5": SHARED_ITEMS,
+    "own-by-id": KNOWN_IDS,
 }
 
 
@@ -107,6 +111,8 @@ def person_names(users: Sequence[User], *, rule: PersonRule = PERSONAL_ITEMS) ->
 
 def group_records(users: Sequence[User], *, rule: PersonRule) -> list[list[int]]:
     """Do the work of `find_people` on positions, so that ids need not differ."""
+    if rule.ids_are_people:
+        return [[index] for index in range(len(users))]
     records = _item_sets(users)
     links = _Links(len(records))
     _join_equal(records, links)

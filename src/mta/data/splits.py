@@ -160,7 +160,8 @@ def check_disjoint(pool: Sequence[User], targets: Sequence[User], *, rule: Perso
             f"pool ({len(pool)} users) and targets ({len(targets)}) are not different people: got "
             f"{'; '.join(_leak_lines(leaks))}; wanted none, because a bank trained on them has seen the answers; "
             f"leave the {len(leaks.pool_users)} pool users out (`mta run --drop-leaks` does), or build the split again "
-            "(`mta data split`)"
+            "(`mta data split`); for own data in which different ids are known to be different people, name the task "
+            "own-by-id"
         )
 
 

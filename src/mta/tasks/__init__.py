@@ -11,14 +11,13 @@ from mta.errors import unknown_name
 from mta.tasks.citation import CITATION
 from mta.tasks.movie_tagging import MOVIE_TAGGING
 from mta.tasks.news_headline import NEWS_HEADLINE
-from mta.tasks.own import OWN
+from mta.tasks.own import OWN, OWN_BY_ID
 from mta.tasks.product_rating import PRODUCT_RATING
 from mta.tasks.scholarly_title import SCHOLARLY_TITLE
 from mta.tasks.task import Task
 
-TASKS: dict[str, Task] = {
-    task.task_id: task for task in (CITATION, MOVIE_TAGGING, PRODUCT_RATING, NEWS_HEADLINE, SCHOLARLY_TITLE, OWN)
-}
+_LAMP = (CITATION, MOVIE_TAGGING, PRODUCT_RATING, NEWS_HEADLINE, SCHOLARLY_TITLE)
+TASKS: dict[str, Task] = {task.task_id: task for task in (*_LAMP, OWN, OWN_BY_ID)}
 
 
 def get_task(name: str) -> Task:

@@ -1,4 +1,4 @@
-"""Any task a user brings: an input text, an output text.
+"""Any task a user brings: an input text, an output text. Two forms, which differ in what tells people apart.
 
 The input is shown as it is, so it can carry its own instruction; the frame around it only separates it from
 the history and asks for the output, in the words the history items use.
@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from mta.errors import DataError
@@ -58,3 +59,6 @@ OWN = Task(
     pairs=partial(pairs_from_items, input_field="input", output_field="output"),
     clean=clean_own,
 )
+OWN_BY_ID = replace(OWN, task_id="own-by-id", slug="own-by-id", lamp_name="own-by-id", title="Own data, people by id")
+"""The same where user ids are known to be people, for example of a product with accounts: histories are not compared,
+so that many people may write the same things (see `data.people`)."""
