@@ -1,9 +1,10 @@
-"""Gather the scores of the real runs into one page.
+"""Gather the saved scores of docs/results into one page of Markdown.
 
-    python benchmarks/real_runs_page.py docs/results
+    python benchmarks/results_page.py docs/results
 
-Reads `lamp-*/scores.json` in the folder and writes `README.md` beside them: for each task the command, what was capped,
-seeds, sizes, wall time and the table. Nothing is computed here.
+Reads `lamp-*/scores.json`, `figures/*/*/scores.json` and `figures/*/growth.json` in the folder and writes `README.md`
+beside them: all methods of all tasks at a glance; for each task the command, what was capped, seeds, sizes and wall
+time; for each figure its command and table. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from mta.evaluation.scores import shown_metrics
 from mta.evaluation.table import markdown_table, metric_title
 from mta.files import read_json, write_text
 
-HEAD = """# Real users, small real model
+HEAD = """# Results: real users, a small real model
 
 SmolLM2-135M in fp32 on two CPU cores without bf16 matrix units. The bank is built from the pool users of each task, the
 scores are of the target users; people are told apart by their histories. The users are real, but not those of published
-LaMP tables, so **these scores compare methods with each other, not with any paper**. Each task is capped as its command
-says, to take minutes; intervals are 95 % over people. Settings are those of the preset `small`, chosen on pool users
-([small_preset.md](small_preset.md)). Made by
-`benchmarks/real_runs.sh`, gathered by `benchmarks/real_runs_page.py`.
+LaMP tables, so **these scores compare methods with each other, not with any paper**. What they say in words, and what
+the statistics assume: [../evaluation.md](../evaluation.md). What each row is: [../rivals.md](../rivals.md). Settings:
+the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
+
+The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
+4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh` and `benchmarks/figures.sh`, gathered by
+`benchmarks/results.sh`.
 """
 
 
@@ -41,7 +45,7 @@ def overview(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def section(scores: Mapping[str, Any]) -> str:
-    """One task: what was done, and its table."""
+    """One task: what was done, and where its table is."""
     card = scores["run"]
     settings = card["settings"]
     top_k = settings["top_k"] if "top_k" in settings else settings["match"]["top_k"]  # where earlier runs have it
@@ -51,8 +55,25 @@ def section(scores: Mapping[str, Any]) -> str:
         f"- {scores['people']} people, {scores['queries']} questions; seeds {scores['seeds']}; anchors asked / kept: "
         f"{card['anchors asked / kept']}; K = {top_k}; merge {card['merge cat vs linear']}",
         *(f"- {name}: {card[name]}" for name in wanted if name in card),
+        f"- [every method with intervals, comparisons, slices]({scores['task']}/table.md)",
     ]
-    return "\n".join([f"## {scores['task']}", "", *facts, "", markdown_table(scores)])
+    return "\n".join([f"## {scores['task']}", "", *facts])
+
+
+def figure(path: Path) -> str:
+    """One sweep: its command and table."""
+    scores = read_json(path)
+    title = (
+        f"### {scores['sweep']['figure']}: {scores['sweep']['title']}, {scores['task']}, {scores['sweep']['method']}"
+    )
+    return "\n".join([title, "", f"`{scores['run']['command']}`", "", markdown_table(scores)])
+
+
+def growth(path: Path) -> str:
+    """Figure 2: its command and table."""
+    found = read_json(path)
+    table = path.with_suffix(".md").read_text(encoding="utf-8")
+    return "\n".join([f"### Figure 2: {found['task']}", "", f"`{found['run']['command']}`", "", table])
 
 
 def main() -> None:
@@ -61,7 +82,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     found = [read_json(path) for path in sorted(folder.glob("lamp-*/scores.json"))]
-    write_text(folder / "README.md", "\n\n".join([HEAD.rstrip(), overview(found), *map(section, found)]) + "\n")
+    sweeps = [figure(path) for path in sorted(folder.glob("figures/*/*/scores.json"))]
+    costs = [growth(path) for path in sorted(folder.glob("figures/*/growth.json"))]
+    figures = ["## Figures 2 to 6", *costs, *sweeps] if costs or sweeps else []
+    write_text(
+        folder / "README.md", "\n\n".join([HEAD.rstrip(), overview(found), *map(section, found), *figures]) + "\n"
+    )
 
 
 if __name__ == "__main__":
