@@ -79,8 +79,9 @@ def test_the_released_preset_does_what_the_scripts_do_and_the_paper_preset_what_
     assert (released.merge.mode, released.merge.weights, released.bank.match.document) == (
         "linear", "inverted", "first512",
     )  # fmt: skip
-    assert (released.adapt.epochs, released.adapt.lr) == (1, 5e-5)
-    assert (paper.merge.mode, paper.merge.weights) == ("cat", "similarity")
+    assert (released.adapt.epochs, released.adapt.lr, released.answers) == (1, 5e-5, "released")
+    assert (released.bank.prompts.input_words, released.bank.prompts.max_tokens) == (368, 8192)
+    assert (paper.merge.mode, paper.merge.weights, paper.answers) == ("cat", "similarity", "official")
     assert (paper.adapt.epochs, paper.adapt.lr, paper.adapt.rank) == (2, 5e-5, 4)
 
 

@@ -148,3 +148,17 @@ def test_scores_of_a_model_with_sliding_windows_are_those_of_separate_rows():
                 0, prompt.shape[1] :
             ]
         assert one.text == base.tokens.decode([token for token in made.tolist() if token not in base.end_ids])
+
+
+def test_a_repetition_penalty_does_not_see_the_padding_of_a_batch():
+    base = tiny_base()
+    requests = mixed_requests(base)
+    golds = [[request.row.answer] for request in requests]
+
+    def texts(some: slice, **more: float) -> list[str]:
+        made = answer_and_score(base, requests[some], golds[some], max_new_tokens=8, engine=TOGETHER, **more)
+        return [one.text for one in made]
+
+    penalized = texts(slice(None), repetition_penalty=1.5)
+    assert penalized != texts(slice(None))
+    assert penalized == [texts(slice(place, place + 1), repetition_penalty=1.5)[0] for place in range(len(requests))]

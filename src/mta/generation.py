@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TypeVar
 
@@ -86,6 +86,7 @@ def answer_and_score(
     *,
     max_new_tokens: int,
     engine: EngineConfig,
+    repetition_penalty: float = 1.0,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answered]:
     """Answer every request greedily and score its candidates; the prompt is read once for both.
@@ -99,6 +100,8 @@ def answer_and_score(
         candidates: for each request token sequences, each with its end-of-answer token: all labels, or the gold answer.
         max_new_tokens: longest answer in tokens.
         engine: packing.
+        repetition_penalty: divides the scores of tokens in prompt and answer so far. With one, requests are answered
+            one at a time: the padding of a batch would be penalized too.
         on_progress: called with the number of requests answered so far.
 
     Returns:
@@ -106,13 +109,14 @@ def answer_and_score(
     """
     answered: dict[int, Answered] = {}
     items = list(zip(requests, candidates, strict=True))
+    engine = engine if repetition_penalty == 1 else replace(engine, predict_tokens_per_batch=1)
     for indices, chosen in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
         asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
         prompts = _prompts(base, asked)
         with torch.no_grad(), _routed(base, asked):
             cache = _prefill(base, prompts)
             scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored)
-            texts = _completions(base, prompts, cache, max_new_tokens)
+            texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
         answered |= zip(indices, map(Answered, texts, scores), strict=True)
         if on_progress:
             on_progress(len(answered))
@@ -146,13 +150,16 @@ def _prefill(base: BaseModel, prompts: Batch) -> DynamicCache:
     return cache
 
 
-def _completions(base: BaseModel, prompts: Batch, cache: DynamicCache, max_new_tokens: int) -> list[str]:
+def _completions(
+    base: BaseModel, prompts: Batch, cache: DynamicCache, max_new_tokens: int, repetition_penalty: float = 1.0
+) -> list[str]:
     """Go on greedily from the prompts; the cache is used up."""
     output = base.model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         past_key_values=cache,
         max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
         pad_token_id=base.pad_id,
     )
     made = output[:, prompts.input_ids.shape[1] :].tolist()

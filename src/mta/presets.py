@@ -2,10 +2,10 @@
 
 `paper` follows Table 4 and the bank settings of the authors' code; `released` follows their run script (one epoch, one
 learning rate for all tasks, factors mixed one by one, the two anchors' weights exchanged, the first window of a history
-as its document). Both are meant for Llama-3-8B. `small` is for base models below a billion parameters, where the
-paper's learning rates hardly move an adapter; its values were chosen on pool users only, by
-`benchmarks/choose_small_preset.py` (docs/results/small_preset.md). `recommended` is the best that pool users have shown
-so far; for now that is `small`.
+as its document, 368 words of every field, answers given and read as their evaluation does). Both are meant for
+Llama-3-8B. `small` is for base models below a billion parameters, where the paper's learning rates hardly move an
+adapter; its values were chosen on pool users only, by `benchmarks/choose_small_preset.py`
+(docs/results/small_preset.md). `recommended` is the best that pool users have shown so far; for now that is `small`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from mta.config import AnchorConfig, BankConfig, MatchConfig, MergeConfig, TrainConfig
+from mta.config import AnchorConfig, BankConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
 from mta.errors import unknown_name
 
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 """Base models below this size use the preset `small` unless told otherwise."""
 
+RECORD_WORDS = 368
+"""Words of each field that the authors' records keep once anchors have been chosen from them."""
 _PAPER_ADAPT = TrainConfig(rank=4, alpha=8.0, warmup_ratio=0.0, batch_size=8, drop_last=True)
 _PAPER_EPOCHS = {"lamp-1": 2, "lamp-2": 3, "lamp-3": 1, "lamp-4": 3, "lamp-5": 2}
 _PAPER_LR = {"lamp-1": 5e-5, "lamp-2": 1e-4, "lamp-3": 5e-5, "lamp-4": 1e-4, "lamp-5": 5e-5}
@@ -32,6 +34,8 @@ class Preset:
     bank: BankConfig
     adapt: TrainConfig
     merge: MergeConfig
+    answers: str = "official"
+    """How answers are given and read: "official", or "released" as the authors' scripts do (`tasks.released`)."""
 
 
 def paper(task_id: str) -> Preset:
@@ -44,8 +48,10 @@ def paper(task_id: str) -> Preset:
 def released(task_id: str) -> Preset:
     """Return the settings of the authors' run script: 5e-5, one epoch, for every task, and its exchanged weights."""
     adapt = replace(_PAPER_ADAPT, lr=5e-5, epochs=1)
-    bank = BankConfig(match=MatchConfig(document="first512"))
-    return Preset(bank=bank, adapt=adapt, merge=MergeConfig(mode="linear", weights="inverted"))
+    prompts = PromptConfig(input_words=RECORD_WORDS, history_words=RECORD_WORDS, max_tokens=8192)
+    bank = BankConfig(prompts=prompts, match=MatchConfig(document="first512"))
+    merge = MergeConfig(mode="linear", weights="inverted")
+    return Preset(bank=bank, adapt=adapt, merge=merge, answers="released")
 
 
 def small(task_id: str) -> Preset:

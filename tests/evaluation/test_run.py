@@ -473,6 +473,18 @@ def test_some_methods_may_answer_under_the_first_seed_only(tmp_path: Path) -> No
         run(*small_world(), replace(config, once=("mtaa",)), tmp_path / "other")
 
 
+def test_answers_of_the_released_scripts_are_others_and_scored_twice(first: RunResult, tmp_path: Path) -> None:
+    folder = copied(first, tmp_path / "run")
+    heard = Heard()
+    scores = run(*small_world(), replace(CONFIG, answers="released"), folder, progress=heard).scores
+    assert "answers of mta" in heard.stages, "answers of another form are not reused"
+    assert scores["released"].keys() == scores["methods"].keys()
+    assert set(scores["released"]["mta"]) == {"mae", "rmse"}
+    assert "released" not in first.scores
+    with pytest.raises(ConfigError, match="answers is 'mine'; it must be official or released"):
+        replace(CONFIG, answers="mine")
+
+
 def test_methods_alone_in_any_subset_and_order_score_the_same(tmp_path: Path) -> None:
     """No method may depend on another having run before it, or find its files."""
     names = ["base", "nearest", "population", "population-adapt", "oppu", "merged-only", "swapped-user", "mta", "rag-3"]

@@ -65,6 +65,10 @@ def run(
     skip_malformed: options.SkipMalformed = False,
     queries_per_user: options.QueriesPerUser = 0,
     preset: options.Preset = None,
+    answers: Annotated[
+        Literal["official", "released"] | None,
+        typer.Option("--answers", help="Give, read and also score answers as the authors' scripts do; the preset's."),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = 0,
@@ -108,6 +112,7 @@ def run(
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
+        config = replace(config, answers=answers or config.answers)
         if seeds > 1:
             config = replace(
                 config,

@@ -79,6 +79,7 @@ class Plan:
     merge: MergeConfig
     adapt: TrainConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
+    answers: str = "official"
 
     def run_config(self, task_id: str, *, base: str, device: str, dtype: str, methods: tuple[str, ...]) -> RunConfig:
         """Return the settings of a whole run on one base model."""
@@ -94,6 +95,7 @@ class Plan:
             merge=self.merge,
             adapt=self.adapt,
             methods=methods,
+            answers=self.answers,
             engine=self.engine,
         )
 
@@ -143,7 +145,8 @@ def plan_for(base: BaseModel, *, task_id: str, preset: str | None, given: Given,
 
     chosen: Preset = find_preset(preset or default_preset(parameter_count(base)), task_id)
     bank = tiny_encoders(chosen.bank) if base.name == TINY else chosen.bank
-    plan = given.apply(Plan(bank=bank, match=bank.match, merge=chosen.merge, adapt=chosen.adapt))
+    usual = Plan(bank=bank, match=bank.match, merge=chosen.merge, adapt=chosen.adapt, answers=chosen.answers)
+    plan = given.apply(usual)
     plan = replace(plan, match=replace(plan.bank.match, top_k=plan.match.top_k))
     if merges and plan.match.top_k > plan.bank.anchors.bank_size:
         raise ConfigError(

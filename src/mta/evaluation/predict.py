@@ -112,6 +112,7 @@ def _predict(
         [labels or [request.row.answer] for request in requests],
         max_new_tokens=task.max_new_tokens,
         engine=engine,
+        repetition_penalty=task.repetition_penalty,
         on_progress=on_progress,
     )
     make = _with_labels if labels else _with_likelihood

@@ -27,7 +27,6 @@ from mta.lora.adapter import Recipe
 from mta.merging import Match
 from mta.personalize import Personalized, PersonalizedUsers, merged_recipe, renderer, stack_recipes
 from mta.records import Prediction, User
-from mta.tasks import get_task
 from mta.tasks.task import Task
 
 WRITABLE = tuple(name for name, parts in PARTS.items() if parts.merged)
@@ -99,7 +98,7 @@ def open_run(folder: Path, base: BaseModel, method: str) -> FinishedRun:
     return FinishedRun(
         folder=folder,
         method=method,
-        task=get_task(config.task_id),
+        task=config.task,
         bank=load_bank(folder / "bank", base=base),
         base=base,
         adapters=read_settings(folder / "adapters", method),

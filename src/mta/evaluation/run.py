@@ -35,6 +35,7 @@ from mta.errors import ConfigError, DataError
 from mta.evaluation.cases import build_cases
 from mta.evaluation.predict import finished, predict
 from mta.evaluation.predictions_file import require_finite, write_predictions
+from mta.evaluation.released_scores import released_scores
 from mta.evaluation.report import write_report
 from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord, build_scores
@@ -56,6 +57,7 @@ from mta.progress import Progress, silent
 from mta.records import Prediction, User
 from mta.runtime import versions
 from mta.tasks import get_task
+from mta.tasks.released import RELEASED, released_answers
 from mta.tasks.task import Task
 from mta.vector_cache import default_cache
 
@@ -92,10 +94,26 @@ class RunConfig:
     """Rows of the table; controls that mean nothing for the task are left out."""
     seeds: tuple[int, ...] = ()
     """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
+    answers: str = "official"
+    """How answers are given and read: "official", or "released" as the authors' scripts do (`tasks.released`)."""
     once: tuple[str, ...] = ()
     """Methods that answer under the first of the seeds only, to save time; names in `SETS` stand for several."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Packing; it decides speed only."""
+
+    def __post_init__(self) -> None:
+        if self.answers not in ("official", RELEASED):
+            raise ConfigError(f"answers is {self.answers!r}; it must be official or {RELEASED}")
+
+    @property
+    def task(self) -> Task:
+        """What is asked, with the answers asked for.
+
+        Raises:
+            NotFound: there is no such task.
+        """
+        task = get_task(self.task_id)
+        return released_answers(task) if self.answers == RELEASED else task
 
     def seeded(self, seed: int) -> RunConfig:
         """Return the settings of one repeated run: anchors, initial values, orders and options depend on `seed`."""
@@ -144,7 +162,7 @@ def run(
         ConfigError: top_k is larger than the bank, or the folder holds a run of another task or base model.
     """
     started = time.monotonic()
-    task = get_task(config.task_id)
+    task = config.task
     methods = methods_for(task, config.methods)
     repeated = [name for name in methods if depends_on_seed(name) and name not in methods_for(task, config.once)]
     parts: list[_Part] = []
@@ -159,6 +177,8 @@ def run(
         _write_config(folder, config, parts[0].resources.base)
     records = [_joined(name, parts, config.seeds) for name in methods]
     scores = _score(records, task, config, targets, parts[0])
+    if task.form == RELEASED:
+        scores["released"] = {record.name: released_scores(task, record.predictions) for record in records}
     scores["run"] = {
         **(notes or {}),
         **_run_card(config, parts, targets, scores, time.monotonic() - started),
@@ -235,7 +255,7 @@ def open_run(
         bank_folder: where the bank goes; in `folder` if not given.
         work: where the bank's trainings are kept, see `build_bank`.
     """
-    task = get_task(config.task_id)
+    task = config.task
     _check_people(pool, targets, task)
     _check_settings(config, methods_for(task, config.methods))
     with folder_if_used(folder):
@@ -495,6 +515,7 @@ def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Ta
     ]
     return sha256_json(
         [parts, base.fingerprint, base.tokens.fingerprint, str(base.dtype), task.task_id, task.max_new_tokens]
+        + ([task.form] if task.form else [])
     )
 
 

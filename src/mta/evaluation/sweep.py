@@ -32,7 +32,6 @@ from mta.files import write_json, write_text
 from mta.progress import Progress, silent
 from mta.records import User
 from mta.runtime import versions
-from mta.tasks import get_task
 
 AS_ASKED = "as asked"
 """Name of the point without the change: the weights of Eq. 6, against fixed ones."""
@@ -160,7 +159,7 @@ def run_sweep(
         )
         base = resources.base
         records.append(method_record(label, asked, targets, resources, folder))
-    task = get_task(config.task_id)
+    task = config.task
     scores = build_scores(
         task.task_id,
         records,

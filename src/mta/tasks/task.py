@@ -64,8 +64,12 @@ class Task:
     """All possible answers; () for free text."""
     metrics: tuple[str, ...]
     """Names of the task's metrics, the main one first."""
+    form: str = ""
+    """Another way to give and read answers than the usual one, for example "released" (see `tasks.released`)."""
     max_new_tokens: int
     """Most tokens generated for an answer."""
+    repetition_penalty: float = 1.0
+    """Divides the scores of tokens that were seen already; 1 leaves greedy answers as they are."""
     required_fields: tuple[str, ...]
     """Fields that each history item must have (they may be blank)."""
     input_field: str
