@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mta.evaluation.paper_tables import ABLATIONS, RIVALS, TABLE_1, TABLE_2, TABLE_3, TABLE_4
-from mta.evaluation.paper_view import csv_paper_table, markdown_paper_table, paper_tables
+from mta.evaluation.paper_view import Cell, basis_of, csv_paper_table, markdown_paper_table, paper_tables
 from mta.presets import paper
 
 
@@ -53,7 +53,7 @@ def test_tables_of_the_paper_agree_with_each_other_and_with_the_preset() -> None
 
 def test_ours_and_the_papers_stand_side_by_side() -> None:
     first, second, *_ = paper_tables([scores()])
-    assert (first.columns, second.columns) == (RIVALS, ABLATIONS)
+    assert (first.columns, second.columns) == (RIVALS, ABLATIONS), "no control was run"
     cells = dict(first.rows)["lamp-2 Acc ↑"]
     by_name = dict(zip(first.columns, cells, strict=True))
     assert {name: cell.ours for name, cell in by_name.items()} == {
@@ -65,6 +65,29 @@ def test_ours_and_the_papers_stand_side_by_side() -> None:
     assert by_name["mta"].paper == "0.444"
     assert [name for name, cell in by_name.items() if cell.best] == ["oppu"]
     assert [name for name, cell in by_name.items() if cell.second] == ["mta"]
+
+
+def test_the_best_control_stands_in_table_1_with_its_name_unranked() -> None:
+    controls = {
+        name: {"metrics": {"accuracy": value}, "ci95": {"accuracy": None}}
+        for name, value in (("majority", 0.3), ("classical", 0.9))
+    }
+    first, second, *_ = paper_tables([scores(methods={**scores()["methods"], **controls})])
+    assert first.columns == (*RIVALS, "best control")
+    rows = dict(first.rows)
+    assert rows["lamp-2 Acc ↑"][-1] == Cell("0.900 (classical)", "")
+    assert rows["lamp-2 F1 ↑"][-1] == Cell("–", ""), "no control has it"
+    assert [cell.ours for cell in rows["lamp-2 Acc ↑"] if cell.best] == ["0.500"]
+    assert second.columns == ABLATIONS
+
+
+def test_what_runs_share_is_said_once() -> None:
+    assert basis_of([scores(), scores("lamp-1", people=1, queries=1)]) == (
+        "Base tiny-random, seed 42: lamp-2 3 people, 9 queries; lamp-1 1 person, 1 query."
+    )
+    assert basis_of([scores(), scores("lamp-1", base="other")]) == (
+        "lamp-2: base tiny-random, seed 42: 3 people, 9 queries. lamp-1: base other, seed 42: 3 people, 9 queries."
+    )
 
 
 def test_the_lower_error_is_the_better_one() -> None:
@@ -87,9 +110,9 @@ def test_histories_and_settings_come_from_the_run_card() -> None:
 def test_runs_without_a_card_and_tasks_the_paper_lacks() -> None:
     old = scores()
     del old["run"]
-    *_, histories, settings = paper_tables([old, scores("own")])
-    assert [name for name, _ in histories.rows] == ["lamp-2"]
-    assert {cell.ours for table in (histories, settings) for _, cells in table.rows for cell in cells} == {"–"}
+    assert [table.number for table in paper_tables([old, scores("own")])] == [1, 2], "nothing of 3 and 4 is known"
+    *_, histories, settings = paper_tables([old, scores("lamp-1")])
+    assert [name for table in (histories, settings) for name, _ in table.rows] == ["lamp-1", "lamp-1"]
     assert paper_tables([scores("own")]) == []
     alone = scores(methods={"mta": scores()["methods"]["mta"]})
     assert [table.number for table in paper_tables([alone])] == [3, 4], "one method is no comparison"

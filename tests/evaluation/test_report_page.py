@@ -12,7 +12,7 @@ import pytest
 from mta.errors import ConfigError, DataError, StorageError
 from mta.evaluation.figures import Chart, Line, Point
 from mta.evaluation.plots import best_control, interval_plot, plot_layout
-from mta.evaluation.report import card_sections, comparability, render_report, write_report
+from mta.evaluation.report import card_sections, comparability, join_cards, render_report, write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -109,7 +109,8 @@ def test_page_is_well_formed_and_loads_nothing() -> None:
 
 
 def test_links_inside_the_page_have_a_target_and_ids_are_unique() -> None:
-    html = page(scores=[run(), run(task="lamp-4")], cases=[{"query": "q", "answers": {"mta": "x"}}])
+    compared = run(methods={**run()["methods"], "oppu": method(0.4)})
+    html = page(scores=[compared, run(task="lamp-4")], cases=[{"query": "q", "answers": {"mta": "x"}}])
     tags = outline(html).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -165,6 +166,14 @@ def test_best_point_estimate_is_bold() -> None:
     assert re.findall(r"<b>(.*?)</b>", page()) == ["0.500", "1.900"]
 
 
+def test_seeds_show_how_far_they_lie_apart() -> None:
+    methods = {**run()["methods"], "mta": {**method(0.5, 1.9), "seed_sd": {"accuracy": 0.0625}}}
+    html = page(scores=[run(methods=methods)])
+    assert html.count('<span class="range">sd ') == html.count('<span class="range">sd 0.062</span>') == 1
+    assert "standard deviation between the scores of the seeds" in html
+    assert "standard deviation between" not in page()
+
+
 def test_comparisons_have_a_row_for_each_opponent_and_a_column_for_each_metric() -> None:
     one = {**run()["comparisons"][0], "p_holm": 0.03}
     rows = [one, {**one, "metric": "nll", "difference": -0.3, "ci95": [-0.4, 0.1]}, {**one, "b": "majority"}]
@@ -173,9 +182,9 @@ def test_comparisons_have_a_row_for_each_opponent_and_a_column_for_each_metric()
     text = " ".join("".join(outline(page(scores=[run(comparisons=rows, judged=judged)])).text).split())
     table = text.split("mta minus …")[1].split("oppu minus …")
     assert table[0].startswith(
-        "Acc ↑NLL ↓ population+0.200[+0.100, +0.300]p 0.010; Holm 0.030best rival: mta better-0.300"
+        "Acc ↑NLL ↓ population+0.200 [+0.100, +0.300]p 0.010, Holm 0.030best rival: mta better-0.300"
     )
-    assert "Holm 0.030may be noise majority+0.200[+0.100, +0.300]p 0.010; Holm 0.030mta better–" in table[0]
+    assert "Holm 0.030may be noise majority+0.200 [+0.100, +0.300]p 0.010, Holm 0.030mta better–" in table[0]
     assert table[1].startswith("Acc ↑ base+0.200")
     assert "metrics are not mixed" in text
 
@@ -222,6 +231,19 @@ def test_run_card_sections() -> None:
     assert "Run card" not in page(run_card={})
 
 
+def test_cards_of_several_runs_say_once_what_they_share() -> None:
+    one = {"people": 3, "settings": {"lr": 0.1, "train": {"rank": 2, "seed": 1}}, "versions": {"torch": "2"}}
+    two = {"people": 4, "settings": {"lr": 0.1, "train": {"rank": 2, "seed": 2}}, "versions": {"torch": "2"}}
+    assert join_cards({"a": one, "b": two, "c": {**two, "cap": 5}}) == {
+        "The same in all": {"settings": {"lr": 0.1, "train": {"rank": 2}}, "versions": {"torch": "2"}},
+        "a": {"people": 3, "settings": {"train": {"seed": 1}}},
+        "b": {"people": 4, "settings": {"train": {"seed": 2}}},
+        "c": {"people": 4, "settings": {"train": {"seed": 2}}, "cap": 5},
+    }
+    assert join_cards({"a": one}) == {"a": one}
+    assert join_cards({"a": one, "old": {}}) == {"The same in all": {}, "a": one, "old": {}}
+
+
 def test_half_characters_do_not_stop_the_report(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
     write_report(path, scores=[run()], run_card={}, cases=[{"query": "cut \ud83d", "answers": {"mta": "😀"}}])
@@ -265,7 +287,7 @@ def test_layout_of_odd_values_has_distinct_ticks(values: list[float]) -> None:
     assert len(places) >= 2
     assert places == sorted(set(places))
     assert all(layout.left <= row.x <= layout.right for row in layout.rows)
-    assert all(len(row.short) <= 19 and row.short.endswith("…") for row in layout.rows)
+    assert all(len(row.short) <= 24 and row.short.endswith("…") for row in layout.rows)
 
 
 def test_best_control_is_by_direction_and_leaves_methods_out() -> None:
@@ -298,7 +320,7 @@ def test_page_shows_the_papers_tables_beside_the_run() -> None:
     outline(html)
     text = re.sub(r"<[^>]+>", " ", html)
     assert "no number of a run can be held against one of them" in text
-    assert re.findall(r"Table (\d)\.", text) == ["1", "3", "4"], "of table 2 only one column was run"
+    assert re.findall(r"Table (\d)\.", text) == ["1"], "of table 2 only one column was run, of 3 and 4 nothing is known"
     row = re.search(r'<tr><th scope="row">lamp-2 Acc ↑</th>(.*?)</tr>', html, re.DOTALL)
     assert row is not None
     assert '<b>0.500</b><span class="paper">0.444</span>' in row[1]

@@ -406,7 +406,7 @@ def test_an_asterisk_needs_a_gain_over_both_opponents() -> None:
     assert r"| mta | **0.950**\* [" in table
     assert table.count(r"\* [") == 1
     assert r"\*: mta beats both the best rival by that metric and population" in table
-    page = render_report(scores=[scores], run_card={})
+    page = render_report(scores=[scores], run_card={}).partition('id="run-1"')[2]
     assert page.count('<b>0.950</b><span class="star">*</span>') == page.count('<span class="star">') == 1
     assert "*" not in csv_table(scores)
 
@@ -463,7 +463,7 @@ def test_second_best_is_marked_by_direction_and_ties_share_it() -> None:
     assert second_methods(scored(twenty("base", 5), twenty("mta", 6)), "accuracy") == set()
     assert second_methods(scored(*(twenty(name, 5) for name in ("x", "y", "mta"))), "accuracy") == set()
     assert "| rag-1 | *0.750* [" in markdown_table(scores)
-    page = render_report(scores=[scores], run_card={})
+    page = render_report(scores=[scores], run_card={}).partition('id="run-1"')[2]
     assert page.count("<u>0.750</u>") == 2
     assert "Underlined: second best." in page
 

@@ -45,21 +45,23 @@ def report(
 ) -> None:
     """Join runs, sweeps and growth into one self-contained page: the paper's tables and figures with these numbers."""
     from mta.evaluation.figures import growth_charts, sweep_charts
-    from mta.evaluation.report import write_report
+    from mta.evaluation.report import join_cards, write_report
     from mta.evaluation.report_files import write_plots, write_tables
     from mta.evaluation.scores import check_scores
     from mta.files import read_json
 
     scores = [check_scores(read_json(folder / "scores.json")) for folder in runs]
     charts = [chart for file in growth or () for chart in growth_charts(read_json(file))]
-    charts += [chart for folder in sweep or () for chart in sweep_charts(read_json(folder / "scores.json"))]
+    sweeps = [read_json(folder / "scores.json") for folder in sweep or ()]
+    charts += [chart for one in sweeps for chart in sweep_charts(one)]
     cases = _cases(runs, user or (), targets)
     if plots:
         write_plots(plots, scores=scores, charts=charts)
     if tables:
         write_tables(tables, scores=scores)
-    card = {str(folder): run.get("run", {}) for folder, run in zip(runs, scores, strict=True)}
-    write_report(out, scores=scores, run_card=card, charts=charts, cases=cases)
+    folders = [*runs, *(sweep or ())]
+    cards = {str(folder): one.get("run", {}) for folder, one in zip(folders, [*scores, *sweeps], strict=True)}
+    write_report(out, scores=scores, run_card=join_cards(cards), charts=charts, cases=cases)
     typer.echo(out)
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mta.evaluation.paper_tables import ABLATIONS, RIVALS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Numbers
+from mta.evaluation.plots import best_control
 from mta.evaluation.scores import check_scores, finite, is_proven
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import DASH, basis_line, format_score, metric_title
@@ -28,6 +29,9 @@ NOT_COMPARABLE = (
 MARKS = (
     "Bold: best of the columns shown, underlined: second best; an asterisk as in the full table. Smaller: the paper."
 )
+BEST_CONTROL = "best control"
+"""Column that the paper lacks: what the cheapest ways reach."""
+CONTROL_MARK = "The best control is not ranked with the methods; the paper has none."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class PaperTable:
 def paper_tables(runs: Sequence[Mapping[str, Any]]) -> list[PaperTable]:
     """Lay out the tables that these runs have numbers for.
 
-    Left out are tasks the paper does not have, and rows of which fewer than two methods were run.
+    Left out are tasks the paper does not have, rows of which fewer than two methods were run, and rows about
+    histories and settings that a run has not recorded.
 
     Args:
         runs: contents of scores.json, one a task.
@@ -67,14 +72,40 @@ def paper_tables(runs: Sequence[Mapping[str, Any]]) -> list[PaperTable]:
     known = [run for run in map(check_scores, runs) if run["task"] in TABLE_1]
     if not known:
         return []
-    basis = " ".join(f"{run['task']}: {basis_line(run)}" for run in known)
+    basis = basis_of(known)
     tables = [
-        _scores_table(1, "Overall performance", RIVALS, TABLE_1, known, basis),
+        _with_best_control(_scores_table(1, "Overall performance", RIVALS, TABLE_1, known, basis), known),
         _scores_table(2, "What merging and adapting bring", ABLATIONS, TABLE_2, known, basis),
         _history_table(known),
         _settings_table(known),
     ]
     return [table for table in tables if table.rows]
+
+
+def basis_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say how much stands behind each of several runs; what they share is said once."""
+    lines = {str(run["task"]): basis_line(run).removesuffix(".") for run in runs}
+    starts = {line.partition(":")[0] for line in lines.values()}
+    if len(starts) > 1:
+        return ". ".join(f"{task}: {line}" for task, line in lines.items()) + "."
+    sizes = "; ".join(f"{task} {line.partition(': ')[2]}" for task, line in lines.items())
+    (start,) = starts
+    return f"{start[:1].upper()}{start[1:]}: {sizes}."
+
+
+def _with_best_control(table: PaperTable, runs: Sequence[Mapping[str, Any]]) -> PaperTable:
+    """Add the best control of each row, where any was run."""
+    found = {
+        f"{run['task']} {metric_title(metric)}": (control, run["methods"][control]["metrics"][metric])
+        for run in runs
+        for metric in TABLE_1[run["task"]]
+        if (control := best_control(run, metric)) is not None
+    }
+    if not found:
+        return table
+    texts = {name: f"{format_score(value)} ({control})" for name, (control, value) in found.items()}
+    rows = tuple((name, (*cells, Cell(texts.get(name, DASH), ""))) for name, cells in table.rows)
+    return replace(table, columns=(*table.columns, BEST_CONTROL), rows=rows, note=f"{CONTROL_MARK} {table.note}")
 
 
 def _scores_table(
@@ -127,7 +158,9 @@ def _history_table(runs: Sequence[Mapping[str, Any]]) -> PaperTable:
             )
         )
     columns = tuple(f"{side}: {name}" for side in sides for name in measures)
-    return PaperTable(3, "History items per user", columns, tuple(rows), "The paper's are of all users of the task.")
+    return PaperTable(
+        3, "History items per user", columns, _recorded(rows), "The paper's are of all users of the task."
+    )
 
 
 def _settings_table(runs: Sequence[Mapping[str, Any]]) -> PaperTable:
@@ -138,7 +171,12 @@ def _settings_table(runs: Sequence[Mapping[str, Any]]) -> PaperTable:
         ours = {**adapt, "batch": adapt.get("batch_size")}
         paper = TABLE_4[run["task"]]
         rows.append((str(run["task"]), tuple(Cell(_number(ours.get(name)), _number(paper[name])) for name in names)))
-    return PaperTable(4, "Settings of the adaptation", tuple(names.values()), tuple(rows))
+    return PaperTable(4, "Settings of the adaptation", tuple(names.values()), _recorded(rows))
+
+
+def _recorded(rows: Sequence[tuple[str, tuple[Cell, ...]]]) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
+    """Leave out the runs that have no number of their own, as those of old files."""
+    return tuple((name, cells) for name, cells in rows if any(cell.ours != DASH for cell in cells))
 
 
 def _number(value: Any) -> str:

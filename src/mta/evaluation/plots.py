@@ -25,8 +25,10 @@ from mta.files import write_bytes
 FORMATS = ("png", "svg", "pdf")
 BLUE, GREY = "#0072b2", "#6b6b6b"
 ROW, TOP, BOTTOM = 24, 8, 26
-WIDTH, LEFT, RIGHT = 400, 132, 52
-NAME_LETTERS = 19
+WIDTH, RIGHT = 430, 52
+NAME_LETTERS, LETTER, BESIDE_NAME = 24, 6.8, 14
+"""Longest name shown whole, width of a letter, room beside the names; the margin is as wide as the names need."""
+LEAST_LEFT = 96.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ def plot_layout(scores: Mapping[str, Any], metric: str) -> PlotLayout:
     methods = _methods_with(scores, metric)
     start, end = padded(*_extent(methods, metric))
     ticks = nice_ticks(start, end)
-    left, right = float(LEFT), float(WIDTH - RIGHT)
+    longest = min(max(map(len, scores["methods"])), NAME_LETTERS)  # of the run, so that its plots line up
+    left, right = round(max(LEAST_LEFT, BESIDE_NAME + LETTER * longest), 2), float(WIDTH - RIGHT)
 
     def place(value: float) -> float:
         return round(left + (right - left) * (value - start) / (end - start), 2)

@@ -39,13 +39,14 @@ from mta.evaluation.table import (
     basis_line,
     comparison_line,
     comparison_rows,
+    cut_prompts,
     format_cost,
     format_interval,
     format_score,
     marks_line,
-    method_notes,
     metric_name,
     metric_title,
+    not_adapted,
     reading_line,
     shown_costs,
     slice_tables,
@@ -53,6 +54,7 @@ from mta.evaluation.table import (
 from mta.files import write_text
 
 FEW_PEOPLE = 30
+SHARED = "The same in all"
 MISSING_CONTROLS = {
     "population": "one adapter for everybody: without it, a gain over the base may be the task learned, not the person",
     "swapped-user": "somebody else's adapter: without it, nothing shows that the adapter fits this person",
@@ -220,7 +222,7 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": [metric_title(metric) for metric in metrics],
         "costs": [COST_TITLES[cost] for cost in costs],
         "rows": [_method_view(scores, name, metrics, costs) for name in scores["methods"]],
-        "reading": [reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores)],
+        "reading": list(_reading(scores)),
         "plots": [plot_layout(scores, metric) for metric in metrics],
         "comparisons": _comparison_grids(scores),
         "comparison_line": comparison_line(scores),
@@ -228,6 +230,17 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "slices_line": SLICES_LINE,
         "statements": comparability(scores),
     }
+
+
+def _reading(scores: Mapping[str, Any]) -> Iterator[str]:
+    yield reading_line(scores)
+    yield marks_line(scores, second="Underlined")
+    if any(method.get("seed_sd") for method in scores["methods"].values()):
+        yield "sd: standard deviation between the scores of the seeds."
+    if text := not_adapted(scores):
+        yield f"Not adapted: {text}."
+    if text := cut_prompts(scores):
+        yield f"Prompts cut to fit the model: {text}."
 
 
 def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], costs: Sequence[str]) -> dict[str, Any]:
@@ -239,6 +252,7 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
             {
                 "value": format_score(finite(method["metrics"].get(metric))),
                 "interval": format_interval(interval_of(method, metric)),
+                "seed_sd": _seed_sd(method, metric),
                 "best": name in best_methods(scores, metric),
                 "second": name in second_methods(scores, metric),
                 "proven": is_proven(scores, name, metric),
@@ -247,6 +261,11 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
         ],
         "costs": [format_cost(cost, method.get(cost)) for cost in costs],
     }
+
+
+def _seed_sd(method: Mapping[str, Any], metric: str) -> str:
+    value = finite((method.get("seed_sd") or {}).get(metric))
+    return "" if value is None else f"sd {format_score(value)}"
 
 
 def _comparison_grids(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -302,6 +321,37 @@ def _case_view(case: Mapping[str, Any], number: int) -> dict[str, Any]:
             for method, text in answers.items()
         ],
     }
+
+
+def join_cards(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the cards of several runs together; what all of them share is said once, under `SHARED`."""
+    if len(cards) < 2:
+        return dict(cards)
+    shared = _shared(list(cards.values()))
+    return {SHARED: shared, **{name: _without(card, shared) for name, card in cards.items()}}
+
+
+def _shared(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in cards[0]:
+        values = [card[key] for card in cards if key in card]
+        if len(values) < len(cards):
+            continue
+        if all(value == values[0] for value in values):
+            found[key] = values[0]
+        elif all(isinstance(value, Mapping) for value in values) and (part := _shared(values)):
+            found[key] = part
+    return found
+
+
+def _without(card: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    rest: dict[str, Any] = {}
+    for key, value in card.items():
+        if key not in shared:
+            rest[key] = value
+        elif value != shared[key]:
+            rest[key] = _without(value, shared[key])
+    return rest
 
 
 def card_sections(card: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
