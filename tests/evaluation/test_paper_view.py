@@ -75,7 +75,9 @@ def test_the_best_control_stands_in_table_1_with_its_name_unranked() -> None:
     first, second, *_ = paper_tables([scores(methods={**scores()["methods"], **controls})])
     assert first.columns == (*RIVALS, "best control")
     rows = dict(first.rows)
-    assert rows["lamp-2 Acc ↑"][-1] == Cell("0.900 (classical)", "")
+    assert rows["lamp-2 Acc ↑"][-1] == Cell("0.900", "", source="classical")
+    assert "0.900, classical |" in markdown_paper_table(first)
+    assert list(csv.reader(io.StringIO(csv_paper_table(first))))[1][-2:] == ["0.900, classical", ""]
     assert rows["lamp-2 F1 ↑"][-1] == Cell("–", ""), "no control has it"
     assert [cell.ours for cell in rows["lamp-2 Acc ↑"] if cell.best] == ["0.500"]
     assert second.columns == ABLATIONS

@@ -40,6 +40,8 @@ class Cell:
 
     ours: str
     paper: str
+    source: str = ""
+    """Whose value it is, where the column does not say."""
     best: bool = False
     second: bool = False
     proven: bool = False
@@ -103,8 +105,8 @@ def _with_best_control(table: PaperTable, runs: Sequence[Mapping[str, Any]]) -> 
     }
     if not found:
         return table
-    texts = {name: f"{format_score(value)} ({control})" for name, (control, value) in found.items()}
-    rows = tuple((name, (*cells, Cell(texts.get(name, DASH), ""))) for name, cells in table.rows)
+    ends = {name: Cell(format_score(value), "", source=control) for name, (control, value) in found.items()}
+    rows = tuple((name, (*cells, ends.get(name, Cell(DASH, "")))) for name, cells in table.rows)
     return replace(table, columns=(*table.columns, BEST_CONTROL), rows=rows, note=f"{CONTROL_MARK} {table.note}")
 
 
@@ -199,7 +201,11 @@ def markdown_paper_table(table: PaperTable) -> str:
 def _markdown_cell(cell: Cell) -> str:
     mark = "**" if cell.best else "*" if cell.second else ""
     star = r"\*" if cell.proven else ""
-    return f"{mark}{cell.ours}{mark}{star}" + (f" ({cell.paper})" if cell.paper else "")
+    return f"{mark}{cell.ours}{mark}{star}{_source(cell)}" + (f" ({cell.paper})" if cell.paper else "")
+
+
+def _source(cell: Cell) -> str:
+    return f", {cell.source}" if cell.source else ""
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -212,7 +218,7 @@ def csv_paper_table(table: PaperTable) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["", *(f"{column}{part}" for column in table.columns for part in ("", " (paper)"))])
     for name, cells in table.rows:
-        writer.writerow([name, *(_plain(value) for cell in cells for value in (cell.ours, cell.paper))])
+        writer.writerow([name, *(_plain(value) for cell in cells for value in (cell.ours + _source(cell), cell.paper))])
     return text.getvalue()
 
 
