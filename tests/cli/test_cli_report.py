@@ -52,5 +52,6 @@ def test_what_is_no_sweep_no_growth_and_nobody_is_refused(finished_run: Path, tm
     words = ("report", finished_run, "--out", tmp_path / "page.html")
     assert "are not of a sweep" in refused(*words, "--sweep", finished_run)
     assert "growth.json" in refused(*words, "--growth", finished_run / "scores.json")
+    assert "more than one run lamp-2" in refused(*words, finished_run)
     assert "user 'zoe' was asked nothing in" in refused(*words, "--user", "zoe")
     assert not (tmp_path / "page.html").exists()

@@ -111,7 +111,13 @@ def test_what_is_no_figure_is_refused(tmp_path: Path) -> None:
     del plain["sweep"]
     with pytest.raises(DataError, match="not of a sweep"):
         sweep_charts(plain)
-    for bad in ({}, {"points": []}, {"points": [{"method": "mta"}]}):
+    for values in ({"0": "none"}, {"7": 7.0}, [0.0]):
+        odd = sweep_scores({"0": 0.2})
+        odd["sweep"]["values"] = values
+        with pytest.raises(DataError, match="not of a sweep"):
+            sweep_charts(odd)
+    text = {**GROWTH["points"][0], "seconds": "long"}
+    for bad in ({}, [1], {"points": 3}, {"points": []}, {"points": [{"method": "mta"}]}, {"points": [text]}):
         with pytest.raises(DataError, match=r"not the content of a growth\.json"):
             growth_charts(bad)
     empty = Chart(

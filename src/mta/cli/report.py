@@ -51,9 +51,11 @@ def report(
     from mta.files import read_json
 
     scores = [check_scores(read_json(folder / "scores.json")) for folder in runs]
+    _require_once("run", [str(run["task"]) for run in scores])
     charts = [chart for file in growth or () for chart in growth_charts(read_json(file))]
     sweeps = [read_json(folder / "scores.json") for folder in sweep or ()]
     charts += [chart for one in sweeps for chart in sweep_charts(one)]
+    _require_once("figure", [chart.name for chart in charts])
     cases = _cases(runs, user or (), targets)
     if plots:
         write_plots(plots, scores=scores, charts=charts)
@@ -63,6 +65,12 @@ def report(
     cards = {str(folder): one.get("run", {}) for folder, one in zip(folders, [*scores, *sweeps], strict=True)}
     write_report(out, scores=scores, run_card=join_cards(cards), charts=charts, cases=cases)
     typer.echo(out)
+
+
+def _require_once(what: str, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"more than one {what} {twice}; a report holds one of each: make a report for the other one")
 
 
 def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> list[dict[str, Any]]:

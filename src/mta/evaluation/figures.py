@@ -70,11 +70,17 @@ def sweep_charts(scores: Mapping[str, Any]) -> list[Chart]:
     scores = check_scores(scores)
     sweep = scores.get("sweep")
     wanted = {"over", "title", "figure", "method", "values"}
-    if not isinstance(sweep, Mapping) or not wanted <= sweep.keys():
+    if not isinstance(sweep, Mapping) or not wanted <= sweep.keys() or not _are_points(sweep["values"], scores):
         raise DataError(
             f"these scores of {scores['task']} are not of a sweep; give a folder that `mta sweep` has written"
         )
     return [_sweep_chart(scores, sweep, metric) for metric in shown_metrics(scores)]
+
+
+def _are_points(values: Any, scores: Mapping[str, Any]) -> bool:
+    return isinstance(values, Mapping) and all(
+        label in scores["methods"] and finite(value) is not None for label, value in values.items()
+    )
 
 
 def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: str) -> Chart:
@@ -106,15 +112,14 @@ def _score_point(scores: Mapping[str, Any], label: str, metric: str, x: float) -
     return None if value is None else Point(x, value, *(interval or (None, None)))
 
 
-def growth_charts(growth: Mapping[str, Any]) -> list[Chart]:
+def growth_charts(growth: Any) -> list[Chart]:
     """Make the charts of training time and of stored bytes against the number of users.
 
     Raises:
         DataError: not the content of a growth.json.
     """
-    points = growth.get("points")
-    wanted = {"method", "users", "seconds", "bytes"}
-    if not points or not all(isinstance(point, Mapping) and wanted <= point.keys() for point in points):
+    points = growth.get("points") if isinstance(growth, Mapping) else None
+    if not isinstance(points, list | tuple) or not points or not all(map(_is_growth_point, points)):
         raise DataError("this is not the content of a growth.json (points with method, users, seconds, bytes)")
     names = dict.fromkeys(str(point["method"]) for point in points)
     return [
@@ -134,6 +139,14 @@ def growth_charts(growth: Mapping[str, Any]) -> list[Chart]:
             ("bytes", "stored", "MB", MEGABYTE),
         )
     ]
+
+
+def _is_growth_point(point: Any) -> bool:
+    return (
+        isinstance(point, Mapping)
+        and "method" in point
+        and all(finite(point.get(name)) is not None for name in ("users", "seconds", "bytes"))
+    )
 
 
 def _growth_line(points: Sequence[Mapping[str, Any]], name: str, measure: str, size: float) -> Line:
