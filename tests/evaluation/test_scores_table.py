@@ -27,6 +27,7 @@ from mta.evaluation.scores import (
 )
 from mta.evaluation.statistics import holm
 from mta.evaluation.table import (
+    comparison_line,
     comparison_rows,
     csv_table,
     format_cost,
@@ -508,3 +509,9 @@ def test_several_seeds_must_be_the_same_for_all() -> None:
         scored(one, MethodRecord(name="mta", predictions=one.predictions))
     with pytest.raises(DataError, match=r"method 'oppu' and method 'mta' cannot be paired"):
         scored(twenty("oppu", 5, seeds=3), twenty("mta", 5, seeds=2))
+
+
+@pytest.mark.parametrize(("people", "said"), [(4, "with 4 people it cannot fall below 0.125"), (6, None), (40, None)])
+def test_too_few_people_for_any_difference_to_count_are_said(people: int, said: str | None) -> None:
+    line = comparison_line({"people": people, "comparisons": []})
+    assert said in line if said else "cannot fall" not in line

@@ -282,7 +282,7 @@ def comparison_line(scores: Mapping[str, Any]) -> str:
     rows = scores.get("comparisons") or ()
     start = (
         "Difference: first minus second on the same queries, with a 95 % interval that resamples people. p: two-sided "
-        "paired permutation test over people"
+        f"paired permutation test over people{_smallest_p(scores['people'])}"
     )
     if not all("p_holm" in row for row in rows):
         return f"{start}, not corrected for the number of comparisons ({len(rows)})."
@@ -291,6 +291,13 @@ def comparison_line(scores: Mapping[str, Any]) -> str:
         f"{start}. p (Holm): corrected over all methods that the first is compared with by the same metric (up to "
         f"{max(sizes.values(), default=0)}); metrics are not mixed."
     )
+
+
+def _smallest_p(people: Any) -> str:
+    """Say so where there are too few people for any difference to count: of 2^n signs two are the most extreme."""
+    if not isinstance(people, int) or people < 2 or (smallest := 2.0 ** (1 - people)) < SIGNIFICANT:
+        return ""
+    return f" (with {people} people it cannot fall below {smallest:.3f})"
 
 
 def comparison_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
