@@ -19,7 +19,8 @@ export HF_HUB_OFFLINE=1
 
 common="--base smollm2-135m --method tables --history-words 40 --input-words 90 --max-tokens 768 --min-history 10
   --bank-size 12 --max-items 20 --seed 42"
-once="--once oppu-task --once population-matched-adapt --once random-anchors --once uniform-weights --once rag+mta"
+once="--once oppu-task --once population-matched-adapt --once random-anchors --once uniform-weights --once rag+mta
+  --once mta+prior"
 declare -A own=(
   [lamp-1]="--seeds 1 --adapt-max-items 6 --users 24"
   [lamp-2]="--seeds 3 $once"
