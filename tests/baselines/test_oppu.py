@@ -12,7 +12,7 @@ from helpers import tiny_base
 from mta.adapter_files import load_adapter
 from mta.bank_building import build_bank
 from mta.base_model import BaseModel
-from mta.baselines.methods import METHODS
+from mta.baselines.methods import METHODS, over_task_adapter
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE
 from mta.errors import ConfigError
@@ -117,6 +117,12 @@ def test_the_task_adapter_lies_beneath_and_stays(base: BaseModel, tmp_path: Path
     _, bare_note = load_adapter(tmp_path / "oppu-bare" / "bob.safetensors")
     assert bare.adapter is not None
     assert bare_note["first_loss"] != note["first_loss"], "what lies beneath decides the loss before the first update"
+
+
+def test_every_row_from_scratch_has_its_like_over_the_task_adapter() -> None:
+    assert over_task_adapter(["base", "oppu", "oppu-k0", "oppu-task"]) == ["base", "oppu-task", "oppu-k0-task"]
+    with pytest.raises(ConfigError, match="add --method oppu"):
+        over_task_adapter(["base", "oppu-qv"])
 
 
 def test_a_task_adapter_on_other_layers_is_refused(base: BaseModel, tmp_path: Path) -> None:

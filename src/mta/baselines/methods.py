@@ -25,7 +25,7 @@ from mta.baselines.rag import rag
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
-from mta.errors import unknown_name
+from mta.errors import ConfigError, unknown_name
 from mta.personalize import Personalized, PersonalizedUsers, Resources, personalize_users, renderer
 from mta.records import User
 from mta.tasks.task import Task
@@ -119,6 +119,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "oppu-k0": _oppu("oppu-k0", OppuConfig(history_k=0)),
         "oppu-qv": _oppu("oppu-qv", PUBLISHED_OPPU),
         "oppu-task": _oppu("oppu-task", OppuConfig(task_adapt="population")),
+        "oppu-k0-task": _oppu("oppu-k0-task", OppuConfig(task_adapt="population", history_k=0)),
         "per-pcs": per_pcs,
         "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
@@ -138,6 +139,8 @@ WITHOUT_MODEL = (*CONTROLS, *CLASSICAL_ROWS)
 """Methods that do not ask the base model."""
 SEEDLESS = ("base", *WITHOUT_MODEL, *(name for name in METHODS if name.startswith("rag-")))
 """Methods that train no adapter and leave nothing to chance: one run of them stands for all seeds."""
+OVER_TASK_ADAPTER: Mapping[str, str] = MappingProxyType({"oppu": "oppu-task", "oppu-k0": "oppu-k0-task"})
+"""Row of OPPU from scratch -> the same over the adapter trained on other users' data."""
 PRIOR = "+prior"
 """Ending of a name: the method before it, its label scores corrected by the person's label prior."""
 
@@ -202,6 +205,20 @@ def beside_priors(names: Sequence[str]) -> list[str]:
     """Return the methods, each that asks the base model followed by itself under the label prior."""
     done = (*WITHOUT_MODEL, *(name for name in names if name.endswith(PRIOR)))
     return [row for name in names for row in ((name,) if name in done else (name, f"{name}{PRIOR}"))]
+
+
+def over_task_adapter(names: Sequence[str]) -> list[str]:
+    """Return the methods, OPPU's rows from scratch replaced by those over the task adapter.
+
+    Raises:
+        ConfigError: there is no such row among them.
+    """
+    if not any(name in OVER_TASK_ADAPTER for name in names):
+        raise ConfigError(
+            f"a task adapter lies beneath {' and '.join(OVER_TASK_ADAPTER)} only, and the methods are "
+            f"{', '.join(names)}; add --method oppu, or leave --task-adapt out"
+        )
+    return list(dict.fromkeys(OVER_TASK_ADAPTER.get(name, name) for name in names))
 
 
 def _fits(name: str, task: Task) -> bool:

@@ -50,6 +50,10 @@ def run(
         bool,
         typer.Option("--prior", help="Also show each method that scores labels corrected by the label prior."),
     ] = False,
+    task_adapt: Annotated[
+        Literal["none", "population"],
+        typer.Option("--task-adapt", help="What lies beneath oppu and oppu-k0: population makes them oppu-task, ..."),
+    ] = "none",
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")
     ] = 1,
@@ -82,7 +86,7 @@ def run(
 
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
-    from mta.baselines.methods import beside_priors, methods_for
+    from mta.baselines.methods import beside_priors, methods_for, over_task_adapter
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import DEFAULT_METHODS
     from mta.evaluation.run import run as run_all
@@ -90,6 +94,8 @@ def run(
 
     found = get_task(task)
     names = tuple(methods_for(found, method or DEFAULT_METHODS))
+    if task_adapt == "population":
+        names = tuple(over_task_adapter(names))
     if prior:
         names = tuple(methods_for(found, beside_priors(names)))
     _check_layout(layout, names)
