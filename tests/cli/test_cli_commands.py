@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import shlex
 import subprocess
@@ -234,6 +237,30 @@ def test_scores_of_a_file_are_those_of_the_run(finished_run: Path, films: Any) -
     for name, method in found["methods"].items():
         assert method["metrics"] == pytest.approx(kept["methods"][name]["metrics"])
         assert method["ci95"] == kept["methods"][name]["ci95"]
+    assert (found["judged"], found["comparisons"]) == (kept["judged"], kept["comparisons"])
+    against = good(*words, "--judged", "base").json["comparisons"]
+    assert {row["a"] for row in against} == {"base"}
+    assert "unknown method to compare 'magic'" in refused(*words, "--judged", "magic")
+
+
+def test_a_terminal_shows_the_marks_of_the_table(finished_run: Path) -> None:
+    words = ("evaluate", "--predictions", str(finished_run / "predictions.jsonl"), "--task", "lamp-2")
+    there, here = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "150", "TERM": "xterm"}
+    subprocess.run(
+        [sys.executable, "-c", "from mta.cli.main import main; main()", *words],
+        stdout=here,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    os.close(here)
+    shown = b""
+    with contextlib.suppress(OSError):  # how the end of a pseudo-terminal is told on Linux
+        while part := os.read(there, 65536):
+            shown += part
+    assert re.search(rb"\x1b\[1m\d\.\d{3}", shown)
+    assert b"Bold: best point estimate. Underlined: second best." in b" ".join(shown.split())
 
 
 def test_official_predictions_need_golds_and_are_scored(tmp_path: Path) -> None:

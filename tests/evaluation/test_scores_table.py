@@ -492,7 +492,8 @@ def test_seeds_are_scored_apart_and_one_answer_stands_for_all() -> None:
         (pytest.approx(0.45), 20),
         (pytest.approx(0.1), 20),
     ]
-    assert method_notes(scores) == ["Standard deviation between seeds: mta Acc 0.200, NLL 0.000."]
+    assert method_notes(scores) == ["sd: standard deviation between the scores of the seeds."]
+    assert "sd 0.200" in next(line for line in markdown_table(scores).splitlines() if line.startswith("| mta"))
     rows = list(csv.DictReader(io.StringIO(csv_table(scores))))
     assert [row["accuracy_seed_sd"] for row in rows[:2]] == ["", ""]
     assert float(rows[2]["accuracy_seed_sd"]) == pytest.approx(0.2)

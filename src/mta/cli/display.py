@@ -6,11 +6,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mta.progress import Progress, Step
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 WIDE = 160
 """Columns of a table that no terminal shows."""
@@ -32,6 +35,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
@@ -41,8 +45,12 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str
         numbers = all(_is_number(row[place]) for row in rows)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
-        table.add_row(*(str(cell).encode("utf-8", "replace").decode() for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else _printable(cell) for cell in row))
     console.print(table)
+
+
+def _printable(cell: Any) -> str:
+    return str(cell).encode("utf-8", "replace").decode()
 
 
 def _is_number(cell: Any) -> bool:
@@ -60,6 +68,7 @@ def show_scores(scores: Mapping[str, Any]) -> None:
         format_cost,
         markdown_comparisons,
         markdown_table,
+        marks_line,
         method_notes,
         metric_title,
         reading_line,
@@ -74,20 +83,28 @@ def show_scores(scores: Mapping[str, Any]) -> None:
             typer.echo(part)
         return
     metrics, costs, methods = shown_metrics(scores), shown_costs(scores), scores["methods"].items()
-    rows = [[name, *(_score(method, metric) for metric in metrics)] for name, method in methods]
+    rows = [[name, *(_score(scores, name, metric) for metric in metrics)] for name, _ in methods]
     show_table(["method", *map(metric_title, metrics)], rows, title=run_line(scores))
     rows = [[name, *(format_cost(cost, method.get(cost)) for cost in costs)] for name, method in methods]
     show_table(["method", *(COST_TITLES[cost] for cost in costs)], rows)
-    for line in (reading_line(scores), *method_notes(scores), *merges):
+    for line in (reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores), *merges):
         typer.echo(line)
 
 
-def _score(method: Mapping[str, Any], metric: str) -> str:
-    from mta.evaluation.scores import finite, interval_of
-    from mta.evaluation.table import format_interval, format_score
+def _score(scores: Mapping[str, Any], name: str, metric: str) -> Text:
+    from rich.text import Text
 
-    interval = format_interval(interval_of(method, metric))
-    return f"{format_score(finite(method['metrics'].get(metric)))}\n{interval}".strip()
+    from mta.evaluation.scores import best_methods, finite, interval_of, is_proven, second_methods
+    from mta.evaluation.table import format_interval, format_score, seed_sd
+
+    method = scores["methods"][name]
+    style = "bold" if name in best_methods(scores, metric) else ""
+    style = "underline" if name in second_methods(scores, metric) else style
+    cell = Text().append(format_score(finite(method["metrics"].get(metric))), style=style)
+    cell.append("*" if is_proven(scores, name, metric) else "")
+    for more in filter(None, (format_interval(interval_of(method, metric)), seed_sd(method, metric))):
+        cell.append(f"\n{more}")
+    return cell
 
 
 @contextmanager

@@ -30,12 +30,17 @@ def evaluate(
         Path | None, typer.Option("--targets", help="Data file of the users, to know whose records are one person.")
     ] = None,
     skip_malformed: options.SkipMalformed = False,
+    judged: Annotated[
+        str | None,
+        typer.Option("--judged", help="Method that is compared with every other one; mta where it is there."),
+    ] = None,
     base: Annotated[str, typer.Option("--base", help="Name of the base model, for the heading.")] = "not named",
     out: options.OutFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Score answers with the official metrics, with intervals over people."""
+    """Score answers with the official metrics, with intervals over people and paired comparisons."""
     from mta.evaluation.predictions_file import read_predictions
+    from mta.evaluation.run import JUDGED
     from mta.evaluation.scores import MethodRecord, build_scores
     from mta.files import write_json
     from mta.tasks import get_task
@@ -50,6 +55,7 @@ def evaluate(
         metrics=found.metrics,
         labels=found.labels,
         people=_people(targets, found, skip_malformed=skip_malformed) if targets else None,
+        judged=judged or (JUDGED if JUDGED in methods else None),
     )
     if targets is None:
         note("every user id counts as a person of its own; with --targets FILE one person's records count as one")

@@ -39,15 +39,15 @@ from mta.evaluation.table import (
     basis_line,
     comparison_line,
     comparison_rows,
-    cut_prompts,
     format_cost,
     format_interval,
     format_score,
     marks_line,
+    method_notes,
     metric_name,
     metric_title,
-    not_adapted,
     reading_line,
+    seed_sd,
     shown_costs,
     slice_tables,
 )
@@ -235,12 +235,7 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
 def _reading(scores: Mapping[str, Any]) -> Iterator[str]:
     yield reading_line(scores)
     yield marks_line(scores, second="Underlined")
-    if any(method.get("seed_sd") for method in scores["methods"].values()):
-        yield "sd: standard deviation between the scores of the seeds."
-    if text := not_adapted(scores):
-        yield f"Not adapted: {text}."
-    if text := cut_prompts(scores):
-        yield f"Prompts cut to fit the model: {text}."
+    yield from method_notes(scores)
 
 
 def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], costs: Sequence[str]) -> dict[str, Any]:
@@ -252,7 +247,7 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
             {
                 "value": format_score(finite(method["metrics"].get(metric))),
                 "interval": format_interval(interval_of(method, metric)),
-                "seed_sd": _seed_sd(method, metric),
+                "seed_sd": seed_sd(method, metric),
                 "best": name in best_methods(scores, metric),
                 "second": name in second_methods(scores, metric),
                 "proven": is_proven(scores, name, metric),
@@ -261,11 +256,6 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
         ],
         "costs": [format_cost(cost, method.get(cost)) for cost in costs],
     }
-
-
-def _seed_sd(method: Mapping[str, Any], metric: str) -> str:
-    value = finite((method.get("seed_sd") or {}).get(metric))
-    return "" if value is None else f"sd {format_score(value)}"
 
 
 def _comparison_grids(scores: Mapping[str, Any]) -> list[dict[str, Any]]:

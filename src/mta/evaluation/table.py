@@ -229,28 +229,21 @@ def marks_line(scores: Mapping[str, Any], *, second: str) -> str:
 
 
 def method_notes(scores: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the table must know: how seeds differ, who was not adapted, whose prompts were cut."""
-    notes = {
-        "Standard deviation between seeds": between_seeds(scores),
-        "Not adapted": not_adapted(scores),
-        "Prompts cut to fit the model": cut_prompts(scores),
-    }
-    return [f"{title}: {text}." for title, text in notes.items() if text]
+    """Say what a reader of the table must know: what sd means, who was not adapted, whose prompts were cut."""
+    notes = {"Not adapted": not_adapted(scores), "Prompts cut to fit the model": cut_prompts(scores)}
+    return [*filter(None, [seeds_line(scores)]), *(f"{title}: {text}." for title, text in notes.items() if text)]
 
 
-def between_seeds(scores: Mapping[str, Any]) -> str:
-    """Say how much the main metric and the NLL differ between the seeds of each method; "" where none has several."""
-    shown = shown_metrics(scores)
-    parts = []
-    for name, method in scores["methods"].items():
-        found = [
-            f"{metric_name(metric)} {value:.3f}"
-            for metric in dict.fromkeys([*shown[:1], "nll"])
-            if (value := finite((method.get("seed_sd") or {}).get(metric))) is not None
-        ]
-        if found:
-            parts.append(f"{name} {', '.join(found)}")
-    return "; ".join(parts)
+def seed_sd(method: Mapping[str, Any], metric: str) -> str:
+    """Write the standard deviation of a score between seeds as "sd 0.012", or "" where there is none."""
+    value = finite((method.get("seed_sd") or {}).get(metric))
+    return "" if value is None else f"sd {format_score(value)}"
+
+
+def seeds_line(scores: Mapping[str, Any]) -> str:
+    """Say what the standard deviations are; "" where no method has several seeds."""
+    several = any(method.get("seed_sd") for method in scores["methods"].values())
+    return "sd: standard deviation between the scores of the seeds." if several else ""
 
 
 def not_adapted(scores: Mapping[str, Any]) -> str:
@@ -411,7 +404,7 @@ def _score_cell(scores: Mapping[str, Any], name: str, metric: str) -> str:
         shown = f"*{shown}*"
     if is_proven(scores, name, metric):
         shown += "\\*"
-    return f"{shown} {format_interval(interval_of(method, metric))}".strip()
+    return " ".join(filter(None, (shown, format_interval(interval_of(method, metric)), seed_sd(method, metric))))
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:
