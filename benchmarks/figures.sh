@@ -45,7 +45,7 @@ for task in $tasks; do
   sweep weight-merged --bank-size 12 --over weight --method merged-only
   start_from top-k-merged 2
   sweep top-k-merged --bank-size 12 --over top-k --method merged-only
-  sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32 --value 64
+  sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32
 
   start_from weight "as asked"
   sweep weight --bank-size 12 --over weight --value 0 --value 0.5 --value 1 $few
