@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 
-from mta.baselines.methods import PARTS
-from mta.baselines.simple import CONTROLS as SIMPLE_CONTROLS
 from mta.errors import DataError, NotFound
 from mta.evaluation.report import comparability, render_report
 from mta.evaluation.scores import (
-    CONTROLS,
     MethodRecord,
     best_methods,
     build_scores,
     check_scores,
     finite,
     is_proven,
-    is_rival,
     planned_comparisons,
     second_methods,
     shown_metrics,
@@ -215,11 +211,7 @@ def test_who_was_not_adapted_and_what_was_cut_stands_below_the_table() -> None:
     assert all(note in page for note in notes)
 
 
-def test_every_simple_control_is_a_control_of_the_report() -> None:
-    assert set(SIMPLE_CONTROLS) < set(CONTROLS)
-    assert {"base", "population"} < set(CONTROLS)
-    assert not {"mta", "merged-only", "adapt-only"} & set(CONTROLS)
-    assert {name for name in PARTS if "random" in name or "uniform" in name} <= set(CONTROLS)
+def test_controls_are_named() -> None:
     records = [record(name, "ab") for name in ("base", "lead", "mta")]
     scores = build_scores("lamp-4", records, base="b", seeds=[1], metrics=["accuracy"], labels=LABELS)
     assert "Controls in the table: base, lead." in comparability(scores)
@@ -353,13 +345,14 @@ def scored(*records: MethodRecord, **more: Any) -> dict[str, Any]:
     return build_scores("lamp-2", records, **{**parts, **more})
 
 
-def test_who_is_a_rival() -> None:
-    rivals = ("rag-1", "oppu", "per-pcs", "proper", "adapt-only", "merged-only", "population-adapt", "mta2")
-    assert all(is_rival(name, "mta") for name in rivals)
-    others = ("mta", "mta-linear", "mta+prior", "rag+mta", "base", "classical", "population", "swapped-user")
-    assert not any(is_rival(name, "mta") for name in others)
-    assert is_rival("mta", "oppu")
-    assert not is_rival("oppu-k0", "oppu")
+def test_no_asterisk_while_a_published_rival_may_be_as_good() -> None:
+    """merged-only, better than oppu here and clearly beaten, is a form of mta: beating it proves nothing."""
+    scores = scored(twenty("population", 6), twenty("merged-only", 11), twenty("oppu", 17), twenty("mta", 20))
+    assert scores["judged"]["best_rival"]["accuracy"] == "oppu"
+    assert not is_proven(scores, "mta", "accuracy")
+    alone = scored(twenty("population", 6), twenty("merged-only", 11), twenty("mta", 20))
+    assert alone["judged"]["best_rival"]["accuracy"] is None
+    assert not is_proven(alone, "mta", "accuracy")
 
 
 def test_the_plan_names_everybody_the_best_rival_and_population() -> None:

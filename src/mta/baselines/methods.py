@@ -22,6 +22,7 @@ from mta.baselines.population import population, population_adapt, population_ma
 from mta.baselines.prior_method import with_label_prior
 from mta.baselines.proper import proper
 from mta.baselines.rag import rag
+from mta.baselines.roles import PRIOR
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
@@ -141,10 +142,6 @@ SEEDLESS = ("base", *WITHOUT_MODEL, *(name for name in METHODS if name.startswit
 """Methods that train no adapter and leave nothing to chance: one run of them stands for all seeds."""
 OVER_TASK_ADAPTER: Mapping[str, str] = MappingProxyType({"oppu": "oppu-task", "oppu-k0": "oppu-k0-task"})
 """Row of OPPU from scratch -> the same over the adapter trained on other users' data."""
-PRIOR = "+prior"
-"""Ending of a name: the method before it, its label scores corrected by the person's label prior."""
-
-
 SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "usual": (

@@ -30,8 +30,8 @@ MARKS = (
     "Bold: best of the columns shown, underlined: second best; an asterisk as in the full table. Smaller: the paper."
 )
 BEST_CONTROL = "best control"
-"""Column that the paper lacks: what the cheapest ways reach."""
-CONTROL_MARK = "The best control is not ranked with the methods; the paper has none."
+"""Column that the paper lacks: what is reached without a bank of anchors."""
+CONTROL_MARK = "The best control, of those that need no bank, is not ranked with the methods; the paper has none."
 
 
 @dataclass(frozen=True, slots=True)

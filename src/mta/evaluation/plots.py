@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mta.baselines.roles import WITHOUT_BANK, is_control
 from mta.errors import ConfigError, DataError
-from mta.evaluation.scores import CONTROLS, check_scores, finite, interval_of
+from mta.evaluation.scores import check_scores, finite, interval_of
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import format_interval, format_score, metric_title, run_line
 from mta.files import write_bytes
@@ -104,12 +105,12 @@ def plot_layout(scores: Mapping[str, Any], metric: str) -> PlotLayout:
 
 
 def best_control(scores: Mapping[str, Any], metric: str) -> str | None:
-    """Name the control with the best point estimate, or None where no control has the metric."""
+    """Name the best control of those that need no bank, by its point estimate; None where none has the metric."""
     if metric not in MEASURES:
         return None
     values = {
         name: value
-        for name in CONTROLS
+        for name in WITHOUT_BANK
         if (value := finite(scores["methods"].get(name, {}).get("metrics", {}).get(metric))) is not None
     }
     best = max if MEASURES[metric].higher_is_better else min
@@ -120,7 +121,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     """Draw one metric of a run to `path`, as PNG, SVG or PDF by its ending.
 
     A dot is a point estimate, a line its 95 % interval over people; controls are hollow and grey, and the
-    dashed line marks the best of them.
+    dashed line marks the best of those that need no bank.
 
     Raises:
         ConfigError: the ending is none of the three.
@@ -137,11 +138,11 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, (name, method) in enumerate(methods.items()):
-        colour = GREY if name in CONTROLS else BLUE
+        colour = GREY if is_control(name) else BLUE
         pair = interval_of(method, metric)
         if pair is not None:
             axes.plot(pair, (index, index), color=colour, linewidth=2, solid_capstyle="round")
-        face = "white" if name in CONTROLS else colour
+        face = "white" if is_control(name) else colour
         axes.plot(method["metrics"][metric], index, "o", color=colour, markerfacecolor=face, markersize=7)
     control = best_control(scores, metric)
     if control is not None:
@@ -177,7 +178,7 @@ def _row(name: str, method: Mapping[str, Any], metric: str, *, y: float, place: 
     return PlotRow(
         name=name,
         short=name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…",
-        is_control=name in CONTROLS,
+        is_control=is_control(name),
         y=y,
         x=place(value),
         low=None if pair is None else place(pair[0]),

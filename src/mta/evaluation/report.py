@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mta.baselines.roles import is_control
 from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.chart_drawing import chart_layout
@@ -21,7 +22,6 @@ from mta.evaluation.figures import Chart
 from mta.evaluation.paper_view import NOT_COMPARABLE, paper_tables
 from mta.evaluation.plots import plot_layout
 from mta.evaluation.scores import (
-    CONTROLS,
     best_methods,
     check_scores,
     finite,
@@ -56,6 +56,7 @@ from mta.files import write_text
 FEW_PEOPLE = 30
 SHARED = "The same in all"
 MISSING_CONTROLS = {
+    "classical": "sentence vectors and a regression with the user's own label shares: what needs no language model",
     "population": "one adapter for everybody: without it, a gain over the base may be the task learned, not the person",
     "swapped-user": "somebody else's adapter: without it, nothing shows that the adapter fits this person",
     "random-anchors": "anchors drawn by chance: without it, nothing shows that similarity matters",
@@ -150,10 +151,12 @@ def _statements(scores: Mapping[str, Any]) -> Iterator[str]:
         f"All {len(methods)} methods answered the same {scores['queries']} queries of {scores['people']} people. "
         "Scores are pooled over queries; the person is the unit of the intervals."
     )
-    present = [name for name in methods if name in CONTROLS]
+    present = [name for name in methods if is_control(name)]
     yield f"Controls in the table: {', '.join(present)}." if present else "The table has no controls."
+    free_text = "rouge_1" in shown_metrics(scores)
     for name, meaning in MISSING_CONTROLS.items():
-        if name not in methods and set(methods) - set(CONTROLS):
+        means_something = not (free_text and name == "classical")
+        if means_something and name not in methods and not all(map(is_control, methods)):
             yield f"Not run: {name} ({meaning})."
     yield from _opponents(scores)
     yield from _beyond_population(scores)
@@ -242,7 +245,7 @@ def _method_view(scores: Mapping[str, Any], name: str, metrics: Sequence[str], c
     method = scores["methods"][name]
     return {
         "name": name,
-        "is_control": name in CONTROLS,
+        "is_control": is_control(name),
         "cells": [
             {
                 "value": format_score(finite(method["metrics"].get(metric))),
@@ -284,7 +287,7 @@ def _slice_view(table: SliceTable) -> dict[str, Any]:
         "name": table.partition,
         "labels": [{"name": label, "size": size} for label, size in table.labels.items()],
         "metrics": table.metrics,
-        "rows": [{"name": name, "is_control": name in CONTROLS, "cells": cells} for name, cells in table.rows.items()],
+        "rows": [{"name": name, "is_control": is_control(name), "cells": cells} for name, cells in table.rows.items()],
     }
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mta.baselines.simple import CONTROLS as SIMPLE_CONTROLS
+from mta.baselines.roles import POPULATION, is_rival
 from mta.errors import DataError, unknown_name
 from mta.evaluation.statistics import (
     MEASURES,
@@ -33,21 +33,6 @@ from mta.evaluation.statistics import (
 )
 from mta.records import Prediction
 
-CONTROLS = (
-    "base",
-    *SIMPLE_CONTROLS,
-    "classical-pool",
-    "classical",
-    "population",
-    "random-anchors",
-    "uniform-weights",
-    "merged-only-random",
-    "merged-only-uniform",
-    "swapped-user",
-)
-"""Methods that show what is gained without personalization, or without the method's own idea."""
-POPULATION = "population"
-"""The control that a personalized method must beat: one adapter for everybody."""
 SIGNIFICANT = 0.05
 """Corrected p-values below this count."""
 COSTS = ("updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds")
@@ -220,15 +205,6 @@ def planned_comparisons(scored: Mapping[str, Mapping[str, Any]], metric: str, *,
         best_rival=best(rivals, key=lambda name: values[name]) if rivals else None,
         population=POPULATION if POPULATION in values else None,
     )
-
-
-def is_rival(name: str, method: str) -> bool:
-    """Tell whether `name` competes with `method`: it is no control, and not the method itself in another form.
-
-    Forms of "mta" are "mta-linear", "mta+prior" and "rag+mta".
-    """
-    own = name == method or name.startswith((f"{method}-", f"{method}+")) or name.endswith(f"+{method}")
-    return name not in CONTROLS and not own
 
 
 def _opponents(scored: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:

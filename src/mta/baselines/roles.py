@@ -1,0 +1,61 @@
+"""What the rows of a table are for: another form of merge-then-adapt, a control, or, with any other name, a rival.
+
+`baselines.methods` says what each row does; here stand names only, so that tables can be read without a model.
+"""
+
+from __future__ import annotations
+
+POPULATION = "population"
+"""The control that a personalized method must beat: one adapter for everybody."""
+WITHOUT_BANK = (
+    "base",
+    "majority",
+    "nearest",
+    "lead",
+    "classical-pool",
+    "classical",
+    POPULATION,
+    "population-adapt",
+    "population-matched-adapt",
+)
+"""Controls that reach what they reach without a bank of anchors."""
+ONE_THING_ELSE = (
+    "random-anchors",
+    "uniform-weights",
+    "merged-only-random",
+    "merged-only-uniform",
+    "swapped-user",
+)
+"""Controls that are merge-then-adapt but for one thing, which shows what that thing is worth."""
+CONTROLS = (*WITHOUT_BANK, *ONE_THING_ELSE)
+"""Methods that show what is gained without personalization, or without the method's own idea."""
+FORMS = (
+    "mta",
+    "mta-linear",
+    "mta-softmax",
+    "mta-search",
+    "rag+mta",
+    "adapt-only",
+    "merged-only",
+    "merged-only-linear",
+    "merged-only-search",
+)
+"""Merge-then-adapt, whole and in parts; none of them competes with another."""
+PRIOR = "+prior"
+"""Ending of a name: the method before it, its label scores corrected by the person's label prior."""
+
+
+def is_control(name: str) -> bool:
+    """Tell whether a row is a control, under the label prior or not."""
+    return name.removesuffix(PRIOR) in CONTROLS
+
+
+def is_rival(name: str, method: str) -> bool:
+    """Tell whether `name` competes with `method`: it is no control, and not the method itself in another form.
+
+    Other forms are, for "mta", `FORMS`, and for any method those whose name goes on after its own, as "oppu-k0" does.
+    """
+    stem, own = name.removesuffix(PRIOR), method.removesuffix(PRIOR)
+    if stem in CONTROLS or (stem in FORMS and own in FORMS):
+        return False
+    return stem != own and not stem.startswith(f"{own}-")

@@ -1,0 +1,40 @@
+"""What the rows of a table are for: every method has its place, and only rivals compete."""
+
+from __future__ import annotations
+
+from mta.baselines.classical import CLASSICAL_ROWS
+from mta.baselines.methods import METHODS, PARTS
+from mta.baselines.roles import CONTROLS, FORMS, ONE_THING_ELSE, is_control, is_rival
+from mta.baselines.simple import CONTROLS as SIMPLE_CONTROLS
+
+
+def test_every_method_has_its_place() -> None:
+    published = {name for name in METHODS if name.startswith(("rag-", "oppu"))} | {"per-pcs", "proper"}
+    assert set(METHODS) == {*CONTROLS, *FORMS} | published
+    assert len(METHODS) == len(CONTROLS) + len(FORMS) + len(published)
+    assert {*SIMPLE_CONTROLS, *CLASSICAL_ROWS} < set(CONTROLS)
+    assert set(PARTS) | {"rag+mta", "swapped-user"} == {*FORMS, *ONE_THING_ELSE}
+
+
+def test_who_is_a_rival() -> None:
+    assert all(is_rival(name, "mta") for name in ("rag-1", "oppu", "oppu+prior", "per-pcs", "proper", "mta2", "mine"))
+    others = (
+        "mta",
+        "mta-linear",
+        "mta+prior",
+        "mta-of-mine",
+        "rag+mta",
+        "adapt-only",
+        "merged-only",
+        "population-adapt",
+    )
+    assert not any(is_rival(name, "mta") for name in (*others, "base", "base+prior", "classical", "swapped-user"))
+    assert is_rival("mta", "oppu")
+    assert is_rival("merged-only", "oppu")
+    assert not is_rival("oppu-k0", "oppu")
+    assert not is_rival("adapt-only", "merged-only")
+
+
+def test_a_control_stays_one_under_the_label_prior() -> None:
+    assert is_control("population+prior")
+    assert not is_control("oppu+prior")
