@@ -113,8 +113,9 @@ def invented_bank(
         population=beneath,
         checksum=adapters_checksum(adapters, beneath),
         asked=anchors + 1,
+        train_seconds=1.5,
     )
-    write_bank(bank, build_fingerprint=f"invented {seed}", dropped=(), seconds=1.5)
+    write_bank(bank, build_fingerprint=f"invented {seed}", dropped=())
     return bank
 
 

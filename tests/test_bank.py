@@ -246,7 +246,7 @@ def test_writing_over_a_bank_leaves_a_whole_bank(tmp_path: Path) -> None:
     invented_bank(tmp_path, seed=1, population=True)
     second = invented_bank(tmp_path, seed=2)
     assert same_bank(load_bank(tmp_path), second), "the first bank's population file must not come back"
-    write_bank(second, build_fingerprint="again", dropped=(), seconds=0.0)
+    write_bank(second, build_fingerprint="again", dropped=())
     assert same_bank(load_bank(tmp_path), second)
 
 

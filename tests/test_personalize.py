@@ -92,6 +92,7 @@ def test_the_whole_is_the_sum_of_merged_and_own(base, bank, tmp_path) -> None:
     whole = personalize_users(small_targets(), resources(base, bank, tmp_path))
     assert list(whole.users) == ["ann", "bob", "cy"]
     assert whole.train_seconds > 0
+    assert whole.shared_seconds == bank.train_seconds > 0
     for one in whole.users.values():
         assert one.match is not None
         merged = merge_cat([bank.adapter(name) for name in one.match.anchor_ids], one.match.weights)
@@ -123,6 +124,7 @@ def test_either_part_alone_is_the_same_call_with_the_other_left_out(base, bank, 
         assert made(own.users[name]).fingerprint() == stored(tmp_path / "adapt-only", name, base).fingerprint()
         assert neither.users[name].adapter is None
     assert merged.train_seconds == neither.train_seconds == 0.0
+    assert (merged.shared_seconds, own.shared_seconds, neither.shared_seconds) == (bank.train_seconds, 0.0, 0.0)
     assert not (tmp_path / "mta").exists()
 
 

@@ -86,6 +86,8 @@ class Bank:
     """Of all adapters; changes when any anchor does."""
     asked: int
     """Anchors asked for; `len(anchors)` were kept."""
+    train_seconds: float
+    """Wall time of training all of it."""
 
     @property
     def anchor_ids(self) -> tuple[str, ...]:
@@ -155,7 +157,7 @@ def adapters_checksum(adapters: Mapping[str, Adapter], population: Adapter | Non
     return sha256_json([[(name, adapter.fingerprint()) for name, adapter in adapters.items()], beneath])
 
 
-def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedCluster], seconds: float) -> None:
+def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedCluster]) -> None:
     """Write a bank's files, the tensors first and the manifest last: a folder with a manifest is a whole bank."""
     stacked = stack_adapters(list(bank.adapters.values()))
     vectors = {"matching": bank.vectors}
@@ -178,7 +180,7 @@ def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedC
         "anchors": [asdict(anchor) for anchor in bank.anchors],
         "checksum": bank.checksum,
         "files": files,
-        "train_seconds": seconds,
+        "train_seconds": bank.train_seconds,
         "versions": versions(),
         "build_fingerprint": build_fingerprint,
     }
@@ -296,6 +298,7 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         population=population,
         checksum=manifest["checksum"],
         asked=manifest["asked"],
+        train_seconds=float(manifest["train_seconds"]),
     )
 
 

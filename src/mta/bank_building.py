@@ -118,8 +118,8 @@ def build_bank(
     if not kept:
         raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
     bank = _assemble(build, selection.asked, kept, trained, population)
-    seconds = trained.seconds + (beneath.seconds if beneath else 0.0)
-    write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped, seconds=seconds)
+    bank = replace(bank, train_seconds=trained.seconds + (beneath.seconds if beneath else 0.0))
+    write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return bank
 
@@ -322,6 +322,7 @@ def _assemble(
         population=population,
         checksum=adapters_checksum(adapters, population),
         asked=asked,
+        train_seconds=trained.seconds,
     )
 
 

@@ -108,9 +108,12 @@ class PersonalizedUsers:
 
     users: Mapping[str, Personalized]
     train_seconds: float = 0.0
-    """Wall time of the training done for these users."""
+    """Wall time of the training done for each of these users alone."""
     cut_rows: int = 0
-    """Training prompts of theirs that were cut to fit."""
+    """Training prompts that were cut to fit."""
+    shared_seconds: float = 0.0
+    """Wall time of the training on the pool beneath these users: bank, population adapter and the like, the whole of
+    it, whoever else stands on it."""
 
 
 def personalize_users(
@@ -134,8 +137,10 @@ def personalize_users(
     matches = match_users(users, resources) if merged else {}
     beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
     if adapted:
-        return adapt_over(users, resources, beneath=beneath, matches=matches, name=name)
-    return _put_together(users, resources, matches, beneath, Adaptation({}, {}, 0, 0.0))
+        people = adapt_over(users, resources, beneath=beneath, matches=matches, name=name)
+    else:
+        people = _put_together(users, resources, matches, beneath, Adaptation({}, {}, 0, 0.0))
+    return replace(people, shared_seconds=resources.need_bank().train_seconds if merged else 0.0)
 
 
 def adapt_over(

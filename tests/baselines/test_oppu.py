@@ -108,7 +108,9 @@ def test_without_history_none_is_shown_in_training_or_answers(base: BaseModel, t
 def test_the_task_adapter_lies_beneath_and_stays(base: BaseModel, tmp_path: Path) -> None:
     have = resources(base, tmp_path, bank=True)
     config = OppuConfig(rank=2, target_modules=QUERY_VALUE, task_adapt="population")
-    one = oppu(small_targets(), have, config=config, name="oppu-task").users["bob"]
+    made = oppu(small_targets(), have, config=config, name="oppu-task")
+    one = made.users["bob"]
+    assert min(made.train_seconds, made.shared_seconds) > 0
     shared, _ = load_adapter(tmp_path / "population" / "population.safetensors")
     own, note = load_adapter(tmp_path / "oppu-task" / "bob.safetensors")
     assert one.adapter is not None

@@ -260,6 +260,7 @@ def test_everybody_gets_pieces_of_her_own_over_the_population(base, bank, tmp_pa
     found = METHODS["per-pcs"](small_targets(), known)
     assert list(found.users) == ["ann", "bob", "cy"]
     assert found.train_seconds > 0
+    assert found.shared_seconds > bank.train_seconds > 0
     sharers = train_gates(known, PER_PCS, tmp_path / "per-pcs" / "gates")
     assert sharers.user_ids == bank.anchor_ids
     for user in small_targets():

@@ -113,7 +113,10 @@ def test_everybody_gets_the_one_adapter_trained_on_all_anchors_rows(base, tmp_pa
     bank = known.need_bank()
     found = population(small_targets(), known)
     assert list(found.users) == ["ann", "bob", "cy"]
-    assert found.train_seconds > 0
+    assert (found.train_seconds, found.shared_seconds > 0) == (0.0, True)
+    over = METHODS["population-adapt"](small_targets(), known)
+    assert over.shared_seconds == found.shared_seconds
+    assert over.train_seconds > 0
     rows = anchor_rows(base, bank.anchor_ids)
     assert len(rows) == sum(anchor.examples for anchor in bank.anchors)
     tokens = sum(anchor.tokens for anchor in bank.anchors)
@@ -177,7 +180,7 @@ def test_a_second_call_trains_nothing(base, tmp_path) -> None:
     heard = Heard()
     second = population(small_targets(), replace(known, progress=heard))
     assert heard.steps == []
-    assert second.train_seconds == first.train_seconds
+    assert second.shared_seconds == first.shared_seconds
 
 
 def test_a_population_that_diverged_is_an_error(base, tmp_path) -> None:

@@ -145,15 +145,9 @@ OVER_TASK_ADAPTER: Mapping[str, str] = MappingProxyType({"oppu": "oppu-task", "o
 SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "usual": (
-            "base",
-            "majority",
-            "nearest",
-            "lead",
-            "population",
-            "adapt-only",
-            "merged-only",
-            "merged-only-linear",
-            "mta",
+            *("base", *CONTROLS, *CLASSICAL_ROWS, "population", "population-adapt"),
+            *("merged-only-random", "merged-only-uniform", "swapped-user"),
+            *("adapt-only", "merged-only", "merged-only-linear", "mta"),
         ),
         "tables": (
             *("base", *CONTROLS, *CLASSICAL_ROWS),
@@ -164,7 +158,11 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Name that stands for several methods -> they; "tables": the paper's tables 1 and 2, with every control."""
+"""Name that stands for several methods -> they.
+
+"usual": the method, its parts, and the controls that cost least; "tables": the paper's tables 1 and 2, with every
+control.
+"""
 
 
 def depends_on_seed(name: str) -> bool:

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mta.baselines.population import check_beneath, population_adapter
+from mta.baselines.population import check_beneath, population_adapter, standing_on
 from mta.config import ALL_LINEAR, QUERY_VALUE
-from mta.lora.adapter import Recipe
 from mta.personalize import PersonalizedUsers, Resources, adapt_over
 from mta.records import User
 
@@ -54,9 +53,10 @@ def oppu(users: Sequence[User], resources: Resources, *, config: OppuConfig, nam
         prompts = replace(prompts, history_k=config.history_k)
     adapt = resources.adapt
     train = replace(adapt, rank=config.rank, alpha=adapt.scaling * config.rank, target_modules=config.target_modules)
-    beneath: dict[str, Recipe] = {}
-    if config.task_adapt == "population":
-        check_beneath(resources, config.target_modules)
-        shared = population_adapter(resources).recipe
-        beneath = {user.user_id: shared for user in users}
-    return adapt_over(users, replace(resources, prompts=prompts, adapt=train), beneath=beneath, name=name)
+    asked = replace(resources, prompts=prompts, adapt=train)
+    if config.task_adapt == "none":
+        return adapt_over(users, asked, beneath={}, name=name)
+    check_beneath(resources, config.target_modules)
+    shared = population_adapter(resources)
+    people = adapt_over(users, asked, beneath={user.user_id: shared.recipe for user in users}, name=name)
+    return standing_on(shared, people)

@@ -147,8 +147,9 @@ def per_pcs(
         )
     return PersonalizedUsers(
         people,
-        sharers.seconds + sum(own.seconds for own in chosen.values()),
-        sharers.cut_rows + sum(rows.cut_rows for rows in data.values()),
+        sum(own.seconds for own in chosen.values()),
+        cut_rows=sharers.cut_rows + sum(rows.cut_rows for rows in data.values()),
+        shared_seconds=bank.train_seconds + sharers.seconds,
     )
 
 

@@ -46,7 +46,7 @@ def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers
     people = {
         user.user_id: Personalized(user, resources.task, shared.recipe, render, resources.prompts) for user in users
     }
-    return PersonalizedUsers(people, shared.seconds, shared.cut_rows)
+    return PersonalizedUsers(people, cut_rows=shared.cut_rows, shared_seconds=shared.seconds)
 
 
 def population_adapt(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
@@ -75,11 +75,12 @@ def _adapt_over(users: Sequence[User], resources: Resources, *, matched: bool, n
     check_beneath(resources, resources.adapt.target_modules, matched=matched)
     shared = population_adapter(resources, matched=matched)
     people = adapt_over(users, resources, beneath={user.user_id: shared.recipe for user in users}, name=name)
-    return replace(
-        people,
-        train_seconds=people.train_seconds + shared.seconds,
-        cut_rows=people.cut_rows + shared.cut_rows,
-    )
+    return standing_on(shared, people)
+
+
+def standing_on(shared: PopulationAdapter, people: PersonalizedUsers) -> PersonalizedUsers:
+    """Return users adapted over a population adapter, what that one took counted too."""
+    return replace(people, shared_seconds=shared.seconds, cut_rows=people.cut_rows + shared.cut_rows)
 
 
 def check_beneath(resources: Resources, target_modules: Sequence[str], *, matched: bool = False) -> None:

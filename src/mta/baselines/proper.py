@@ -149,7 +149,9 @@ def proper(
             adapter_bytes=_stored_bytes(resources.base, config, train if stored else None),
             note=own.skipped.get(user.user_id, ""),
         )
-    return PersonalizedUsers(people, groups.seconds + own.seconds, groups.cut_rows + own.cut_rows)
+    return PersonalizedUsers(
+        people, own.seconds, cut_rows=groups.cut_rows + own.cut_rows, shared_seconds=groups.seconds
+    )
 
 
 def _nearest(users: Sequence[User], bank: Bank, resources: Resources) -> dict[str, Match]:

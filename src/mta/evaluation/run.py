@@ -227,6 +227,7 @@ def _joined(name: str, parts: Sequence[_Part], seeds: Sequence[int]) -> MethodRe
         updates_per_user=_mean([record.updates_per_user for record in records]),
         adapter_bytes_per_user=_mean([record.adapter_bytes_per_user for record in records]),
         train_seconds=_mean([record.train_seconds for record in records]),
+        shared_train_seconds=_mean([record.shared_train_seconds for record in records]),
         predict_seconds=_mean([record.predict_seconds for record in records]),
     )
 
@@ -441,6 +442,7 @@ def method_record(
         updates_per_user=sum(person.updates for person in people.users.values()) / count,
         adapter_bytes_per_user=sum(person.adapter_bytes for person in people.users.values()) / count,
         train_seconds=people.train_seconds,
+        shared_train_seconds=people.shared_seconds,
         predict_seconds=answers.seconds,
         cut_prompts=answers.cut_prompts,
         cut_training_prompts=people.cut_rows,

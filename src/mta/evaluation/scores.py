@@ -35,7 +35,7 @@ from mta.records import Prediction
 
 SIGNIFICANT = 0.05
 """Corrected p-values below this count."""
-COSTS = ("updates_per_user", "adapter_bytes_per_user", "train_seconds", "predict_seconds")
+COSTS = ("updates_per_user", "adapter_bytes_per_user", "shared_train_seconds", "train_seconds", "predict_seconds")
 COUNTS = ("cut_prompts", "cut_training_prompts")
 HEADER = ("task", "base", "seeds", "people", "queries", "methods")
 
@@ -54,7 +54,9 @@ class MethodRecord:
     adapter_bytes_per_user: float | None = None
     """Bytes kept for one user, mean over users."""
     train_seconds: float | None = None
-    """Wall time of all training for this method."""
+    """Wall time of the training for each of the users."""
+    shared_train_seconds: float | None = None
+    """Wall time of the training on the pool that the method stands on, whichever other methods do too."""
     predict_seconds: float | None = None
     """Wall time of all answers."""
     cut_prompts: int | None = None

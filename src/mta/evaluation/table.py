@@ -40,7 +40,8 @@ MERGES_APART = "merge cat vs linear"
 COST_TITLES = {
     "updates_per_user": "updates / user",
     "adapter_bytes_per_user": "adapter / user",
-    "train_seconds": "training time",
+    "shared_train_seconds": "shared training",
+    "train_seconds": "users' training",
     "predict_seconds": "answer time",
 }
 
