@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
 from mta.data.personas import make_pool_and_targets
-from mta.evaluation.run import RunConfig
+from mta.evaluation.run_config import RunConfig
 from mta.records import User
 
 RUN_TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=2, batch_size=3, target_modules=QUERY_VALUE)

@@ -27,7 +27,7 @@ from mta.config import (
     to_dict,
 )
 from mta.errors import ConfigError
-from mta.evaluation.run import RunConfig
+from mta.evaluation.run_config import RunConfig
 from mta.presets import PRESETS, find_preset
 
 CONFIGS = [PromptConfig, AnchorConfig, TrainConfig, MatchConfig, MergeConfig, BankConfig, EngineConfig, RunConfig]

@@ -23,7 +23,8 @@ from mta.evaluation.predictions_file import read_predictions
 from mta.evaluation.reference_layout import write_reference_layout
 from mta.evaluation.reference_results import user_metrics
 from mta.evaluation.restore import read_settings
-from mta.evaluation.run import RunConfig, run
+from mta.evaluation.run import run
+from mta.evaluation.run_config import RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores, check_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
 from mta.evaluation.statistics import standard_deviation

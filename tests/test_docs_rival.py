@@ -12,7 +12,8 @@ from types import MappingProxyType, ModuleType
 import pytest
 
 from mta.baselines import methods
-from mta.evaluation.run import method_record, open_run, run
+from mta.evaluation.answers import method_record
+from mta.evaluation.run import open_run, run
 from mta.personalize import match_users
 from small_run import RUN, small_world
 

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
         StorageError,
     )
     from mta.evaluation.export import load_user
-    from mta.evaluation.run import RunConfig, run
+    from mta.evaluation.run import run
+    from mta.evaluation.run_config import RunConfig
     from mta.lora.adapter import Adapter
     from mta.lora.peft_format import read_peft, write_peft
     from mta.personalize import Personalized, answer, personalize

@@ -148,6 +148,19 @@ def fixed_weights(count: int, first: float) -> Tensor:
     return torch.cat([torch.tensor([first], dtype=torch.float64), rest])
 
 
+def check_weights(config: MergeConfig, *, top_k: int) -> None:
+    """Check that as many anchors can be weighed as asked.
+
+    Raises:
+        ConfigError: "inverted" weights of other than two anchors.
+    """
+    if config.weights == "inverted" and top_k != 2:
+        raise ConfigError(
+            f"inverted weights exchange those of two anchors, and there are {top_k}; use --top-k 2, or other "
+            "--merge-weights"
+        )
+
+
 def reweigh(match: Match, config: MergeConfig) -> Match:
     """Return a match with the weights that `config` asks for; "search" starts from those of Eq. 6, which stay.
 
@@ -157,11 +170,8 @@ def reweigh(match: Match, config: MergeConfig) -> Match:
     similarities = torch.tensor(match.similarities, dtype=torch.float64)
     if config.weights in ("similarity", "search"):
         return match
+    check_weights(config, top_k=len(match.weights))
     if config.weights == "inverted":
-        if len(match.weights) != 2:
-            raise ConfigError(
-                f"inverted weights are defined for two anchors, the match has {len(match.weights)}; use --top-k 2"
-            )
         return replace(match, weights=match.weights[::-1])
     if config.weights == "softmax":
         weights = softmax_weights(similarities, config.temperature)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -291,7 +292,8 @@ def match_to_bank(
         )
     similarities = cosine_similarity(vectors, bank.active_vectors)
     names = [user.user_id for user in users]
-    choose = random_anchors if match.anchors == "random" else match_anchors
+    draw = partial(random_anchors, seed=bank.config.anchors.seed)
+    choose = draw if match.anchors == "random" else match_anchors
     matches = choose(names, similarities, bank.anchor_ids, top_k=match.top_k)
     return {found.user_id: found for found in matches}
 

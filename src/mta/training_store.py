@@ -8,7 +8,7 @@ an unbroken run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,16 @@ def _seconds(folder: Path, notes: Sequence[TrainNote]) -> float:
         for note in notes
         if timing.get(note.job_id, {}).get("fingerprint") == note.fingerprint
     )
+
+
+def without_time(folder: Path, job_ids: Iterable[str], base: BaseModel) -> list[str]:
+    """Name the jobs with an adapter in `folder` for which it is not written down what its training took.
+
+    So it is where a call was killed between the last adapter and the times.
+    """
+    timing = _timing(folder)
+    notes = {job_id: load_trained(adapter_path(folder, job_id), base=base)[1] for job_id in job_ids}
+    return [name for name, note in notes.items() if timing.get(name, {}).get("fingerprint") != note["fingerprint"]]
 
 
 def _timing(folder: Path) -> dict[str, dict[str, Any]]:

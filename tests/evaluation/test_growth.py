@@ -18,7 +18,7 @@ from mta.config import ALL_LINEAR, QUERY_VALUE
 from mta.errors import ConfigError, DataError
 from mta.evaluation.growth import break_even, markdown_growth, measure_growth
 from mta.evaluation.run import open_run
-from mta.files import read_json
+from mta.files import read_json, write_json
 from mta.personalize import personalize_users
 from mta.progress import Step
 from mta.records import HistoryItem
@@ -197,6 +197,26 @@ def test_a_stopped_call_goes_on_and_keeps_finished_users(tmp_path: Path, stage: 
     assert points["oppu q,v", 3]["updates_per_user"] == points["mta q,v", 3]["updates_per_user"] > 0
 
 
+def test_one_user_without_a_time_does_not_make_the_others_look_cheap(tmp_path: Path) -> None:
+    before = points_of(grown(tmp_path, 3))
+    (path,) = tmp_path.glob("oppu-q-v/adapters/oppu/timing.json")
+    jobs = read_json(path)["jobs"]
+    jobs.pop(next(iter(jobs)))
+    write_json(path, {"jobs": jobs})
+    heard = Heard()
+    points = points_of(grown(tmp_path, 3, heard=heard))
+    assert heard.trained() == {"adaptation"}
+    assert read_json(path)["jobs"].keys() > jobs.keys()
+    seconds = sum(one["seconds"] for one in read_json(path)["jobs"].values())
+    assert points["oppu q,v", 3]["seconds"] == pytest.approx(seconds)
+    assert points["mta q,v", 3] == before["mta q,v", 3]
+
+
+def test_a_later_call_adds_its_numbers_to_the_points(tmp_path: Path) -> None:
+    grown(tmp_path, 3)
+    assert [users for name, users in points_of(grown(tmp_path, 1)) if name == "oppu q,v"] == [1, 3]
+
+
 def test_users_whose_time_was_not_kept_are_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = points_of(grown(tmp_path, 1, 3))
     for path in tmp_path.rglob("adapters/oppu/timing.json"):
@@ -320,6 +340,6 @@ def test_leaks_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_run_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="holds a run or a sweep"):
+    with pytest.raises(ConfigError, match="holds the results of a sweep"):
         grown(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]

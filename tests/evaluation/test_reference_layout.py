@@ -18,7 +18,8 @@ from mta.data.processed import read_processed
 from mta.data.read import read_users
 from mta.errors import AdapterError, BankError, ConfigError, DataError, MtaError
 from mta.evaluation.reference_layout import write_reference_layout
-from mta.evaluation.run import RunConfig, run
+from mta.evaluation.run import run
+from mta.evaluation.run_config import RunConfig
 from mta.files import read_json, safe_name
 from mta.lora.adapter import cat
 from mta.lora.peft_format import read_peft

@@ -24,7 +24,8 @@ from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
-from mta.evaluation.run import DEFAULT_METHODS, RunConfig, RunResult, run
+from mta.evaluation.run import RunResult, run
+from mta.evaluation.run_config import DEFAULT_METHODS, RunConfig
 from mta.evaluation.table import markdown_comparisons, markdown_slices
 from mta.files import read_json
 from mta.lora.adapter import recipe

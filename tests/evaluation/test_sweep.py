@@ -11,7 +11,9 @@ import pytest
 
 from mta.baselines.methods import find_method
 from mta.errors import ConfigError, NotFound
-from mta.evaluation.run import RunConfig, method_record, open_run, run
+from mta.evaluation.answers import method_record
+from mta.evaluation.run import open_run, run
+from mta.evaluation.run_config import RunConfig
 from mta.evaluation.statistics import score_predictions
 from mta.evaluation.sweep import AS_ASKED, SWEEPS, run_sweep
 from mta.files import read_json
@@ -97,6 +99,8 @@ def test_weights_of_a_point_are_the_fixed_ones(tmp_path: Path) -> None:
 
 REFUSED = {
     "a broken number": ("top-k", (1.5,), "top-k is 1.5; it must be a whole number"),
+    "no number": ("rank", (float("nan"),), "rank is nan; it must be a whole number"),
+    "endless": ("bank-size", (float("inf"),), "bank-size is inf; it must be a whole number"),
     "more anchors than the bank": ("top-k", (2, 9), "top_k is 9, more than the 3 anchors"),
     "a bank smaller than K": ("bank-size", (1, 3), "top_k is 2, more than the 1 anchors"),
     "a weight above one": ("weight", (0.5, 1.2), "first_weight is 1.2"),
@@ -115,3 +119,48 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, na
 def test_an_unknown_sweep_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="bank-size, rank, top-k, weight"):
         swept(tmp_path, "depth", (1,))
+
+
+# called again -----------------------------------------------------------------------------------------------------
+
+
+def test_a_later_call_adds_its_values_to_the_table(tmp_path: Path) -> None:
+    swept(tmp_path, "top-k", (2,), method="merged-only")
+    more, heard = swept(tmp_path, "top-k", (3, 1), method="merged-only")
+    assert list(more["methods"]) == ["1", "2", "3"]
+    assert [stage for stage in heard.stages if stage.startswith("answers")] == ["answers of 3", "answers of 1"]
+
+
+def test_values_of_other_settings_do_not_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    swept(tmp_path, "top-k", (1,), method="merged-only")
+    other = replace(RUN, merge=replace(RUN.merge, mode="linear"))
+    scores = run_sweep(*small_world(), other, tmp_path, over="top-k", values=(2,), method="merged-only")
+    assert list(scores["methods"]) == ["2"]
+    assert "merge.mode cat -> linear" in caplog.text
+
+
+def test_no_result_is_replaced_by_one_of_another_kind(tmp_path: Path) -> None:
+    swept(tmp_path / "sweep", "top-k", (1,), method="merged-only")
+    scored(RUN, tmp_path / "run", "merged-only")
+    with pytest.raises(ConfigError, match="holds a sweep over top-k of merged-only, not over weight of merged-only"):
+        swept(tmp_path / "sweep", "weight", (0.5,), method="merged-only")
+    with pytest.raises(ConfigError, match="holds the results of a run"):
+        swept(tmp_path / "run", "top-k", (1,))
+    with pytest.raises(ConfigError, match="holds the results of a sweep"):
+        scored(RUN, tmp_path / "sweep", "merged-only")
+
+
+def test_too_large_a_k_is_refused_before_anything_is_trained_for_others(tmp_path: Path) -> None:
+    pool, targets = small_world()
+    few = replace(RUN, bank=replace(RUN.bank, anchors=replace(RUN.bank.anchors, bank_size=3, min_history=6)))
+    heard = Heard()
+    with pytest.raises(ConfigError):
+        run_sweep(pool, targets, few, tmp_path, over="top-k", values=(1, 3), progress=heard)
+    assert heard.trained() == set()
+
+
+def test_inverted_weights_need_two_anchors_at_every_point(tmp_path: Path) -> None:
+    inverted = replace(RUN, merge=replace(RUN.merge, weights="inverted"))
+    with pytest.raises(ConfigError, match="inverted weights exchange those of two anchors, and there are 3"):
+        run_sweep(*small_world(), inverted, tmp_path / "sweep", over="top-k", values=(2, 3))
+    assert not (tmp_path / "sweep").exists()

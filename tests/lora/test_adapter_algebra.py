@@ -173,7 +173,7 @@ def test_inverted_weights_give_the_closer_anchor_the_smaller_one():
     two = Match("u", ("a", "b"), (0.9, 0.6), (0.6, 0.4))
     assert weights_of(two, weights="inverted") == [0.4, 0.6]
     assert weights_of(two) == [0.6, 0.4]
-    with pytest.raises(ConfigError, match="two anchors, the match has 3"):
+    with pytest.raises(ConfigError, match="two anchors, and there are 3"):
         weights_of(weights="inverted")
 
 

@@ -55,7 +55,8 @@ def growth(
     stopped; further numbers of users can be added by calling it again.
     """
     from mta.cli.loading import load_base, load_people
-    from mta.evaluation.growth import RESULTS, markdown_growth, measure_growth
+    from mta.evaluation.folders import GROWTH
+    from mta.evaluation.growth import markdown_growth, measure_growth
     from mta.tasks import get_task
 
     found = get_task(task)
@@ -84,4 +85,4 @@ def growth(
         show_json(result)
     else:
         typer.echo(markdown_growth(result))
-        typer.echo(f"points: {folder / RESULTS}")
+        typer.echo(f"points: {folder / GROWTH}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,7 +52,8 @@ def report(
 
     scores = [check_scores(read_json(folder / "scores.json")) for folder in runs]
     _require_once("run", [str(run["task"]) for run in scores])
-    charts = [chart for file in growth or () for chart in growth_charts(read_json(file))]
+    growths = [read_json(file) for file in growth or ()]
+    charts = [chart for one in growths for chart in growth_charts(one)]
     sweeps = [read_json(folder / "scores.json") for folder in sweep or ()]
     charts += [chart for one in sweeps for chart in sweep_charts(one)]
     _require_once("figure", [chart.name for chart in charts])
@@ -61,8 +62,8 @@ def report(
         write_plots(plots, scores=scores, charts=charts)
     if tables:
         write_tables(tables, scores=scores)
-    folders = [*runs, *(sweep or ())]
-    cards = {str(folder): one.get("run", {}) for folder, one in zip(folders, [*scores, *sweeps], strict=True)}
+    places = [*runs, *(sweep or ()), *(growth or ())]
+    cards = {str(place): one.get("run", {}) for place, one in zip(places, [*scores, *sweeps, *growths], strict=True)}
     write_report(out, scores=scores, run_card=join_cards(cards), charts=charts, cases=cases)
     typer.echo(out)
 
@@ -77,16 +78,18 @@ def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> 
     """Answers side by side, of the users who are named; without names a report holds nobody's text."""
     from mta.cli.loading import load_users
     from mta.evaluation.cases import build_cases
+    from mta.evaluation.scores import check_scores
     from mta.files import read_json
     from mta.tasks import get_task
 
     cases: list[dict[str, Any]] = []
     shown: set[str] = set()
     for folder in runs if users else ():
-        predictions = _answers(folder)
+        scores = check_scores(read_json(folder / "scores.json"))
+        predictions = _answers(folder, scores)
         known = {row.user_id for rows in predictions.values() for row in rows}
         here = [user for user in users if user in known]
-        task = get_task(read_json(folder / "scores.json")["task"])
+        task = get_task(scores["task"])
         people = load_users(targets, task) if targets and here else ()
         cases += build_cases(predictions, task=task, people=people, users=here) if here else []
         shown.update(here)
@@ -96,15 +99,15 @@ def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> 
     return cases
 
 
-def _answers(folder: Path) -> dict[str, list[Prediction]]:
-    """Read the answers of a run; of repeated runs those of the first seed."""
+def _answers(folder: Path, scores: Mapping[str, Any]) -> dict[str, list[Prediction]]:
+    """Read the answers behind scores; of repeated runs those of the first seed, which every method has."""
     from mta.evaluation.predictions_file import read_predictions
 
-    places = (folder / ANSWERS, *sorted(folder.glob(f"seed-*/{ANSWERS}")))
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise DataError(f"{folder} has no {ANSWERS}, so no answers can be shown; give the folder of the run itself")
-    return read_predictions(path)
+    repeats = scores.get("run", {}).get("settings", {}).get("seeds")
+    place = folder / f"seed-{repeats[0]}" if repeats else folder
+    if not (place / ANSWERS).exists():
+        raise DataError(f"{place} has no {ANSWERS}, so no answers can be shown; give the folder of the run itself")
+    return read_predictions(place / ANSWERS)
 
 
 def export(

@@ -88,8 +88,8 @@ def run(
     """
     from mta.baselines.methods import beside_priors, methods_for, over_task_adapter
     from mta.cli.loading import load_base, load_people
-    from mta.evaluation.run import DEFAULT_METHODS
     from mta.evaluation.run import run as run_all
+    from mta.evaluation.run_config import DEFAULT_METHODS
     from mta.tasks import get_task
 
     found = get_task(task)

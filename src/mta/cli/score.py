@@ -40,7 +40,7 @@ def evaluate(
 ) -> None:
     """Score answers with the official metrics, with intervals over people and paired comparisons."""
     from mta.evaluation.predictions_file import read_predictions
-    from mta.evaluation.run import JUDGED
+    from mta.evaluation.run_config import JUDGED
     from mta.evaluation.scores import MethodRecord, build_scores
     from mta.files import write_json
     from mta.tasks import get_task

@@ -33,7 +33,7 @@ from mta.presets import Preset, default_preset, find_preset
 
 if TYPE_CHECKING:
     from mta.base_model import BaseModel
-    from mta.evaluation.run import RunConfig
+    from mta.evaluation.run_config import RunConfig
 
 T = TypeVar("T")
 TINY = "tiny-random"
@@ -83,7 +83,7 @@ class Plan:
 
     def run_config(self, task_id: str, *, base: str, device: str, dtype: str, methods: tuple[str, ...]) -> RunConfig:
         """Return the settings of a whole run on one base model."""
-        from mta.evaluation.run import RunConfig
+        from mta.evaluation.run_config import RunConfig
 
         return RunConfig(
             task_id=task_id,

@@ -35,7 +35,8 @@ def sweep(
     targets: options.Targets,
     given: Given,
     value: Annotated[
-        list[float] | None, typer.Option("--value", help="A value of it; repeat it. Those of the paper, by default.")
+        list[float] | None,
+        typer.Option("--value", help="A value of it; repeat it. By default those of the figure."),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="The method whose scores are compared.")] = "mta",
     golds: options.Golds = None,

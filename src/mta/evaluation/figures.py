@@ -97,9 +97,16 @@ def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: st
         x_title=str(sweep["title"]),
         y_title=metric_title(metric),
         lines=(Line(name=str(sweep["method"]), points=tuple(point for point in points if point)),),
-        reference=Line(name="by similarity (Eq. 6)", points=(asked,), colour=1) if asked else None,
+        reference=Line(name=_unchanged(scores), points=(asked,), colour=1) if asked else None,
         note=basis_line(scores),
     )
+
+
+def _unchanged(scores: Mapping[str, Any]) -> str:
+    """Name the weights of the point that was not changed."""
+    settings = (scores.get("run") or {}).get("settings") or {}
+    weights = (settings.get("merge") or {}).get("weights", "similarity")
+    return "by similarity (Eq. 6)" if weights == "similarity" else f"as asked: {weights}"
 
 
 def _first_upper(text: str) -> str:
@@ -122,6 +129,7 @@ def growth_charts(growth: Any) -> list[Chart]:
     if not isinstance(points, list | tuple) or not points or not all(map(_is_growth_point, points)):
         raise DataError("this is not the content of a growth.json (points with method, users, seconds, bytes)")
     names = dict.fromkeys(str(point["method"]) for point in points)
+    cheaper = _who_is_cheaper(growth)
     return [
         Chart(
             name=safe_name(f"figure-2-{growth.get('task')}-{measure}"),
@@ -131,7 +139,7 @@ def growth_charts(growth: Any) -> list[Chart]:
             x_title="users",
             y_title=unit,
             lines=tuple(_growth_line(points, name, measure, size) for name in names),
-            note=f"Base {growth.get('base')}. The bank is part of every point of MTA.",
+            note=" ".join((f"Base {growth.get('base')}.", "The bank is part of every point of MTA.", *cheaper)),
             from_zero=True,
         )
         for measure, title, unit, size in (
@@ -139,6 +147,11 @@ def growth_charts(growth: Any) -> list[Chart]:
             ("bytes", "stored", "MB", MEGABYTE),
         )
     ]
+
+
+def _who_is_cheaper(growth: Mapping[str, Any]) -> list[str]:
+    rows = growth.get("break_even")
+    return [str(row["statement"]) for row in rows or () if isinstance(row, Mapping) and "statement" in row]
 
 
 def _is_growth_point(point: Any) -> bool:

@@ -32,7 +32,9 @@ from mta.base_model import BaseModel
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE, to_dict
 from mta.errors import ConfigError, DataError
-from mta.evaluation.run import RunConfig, open_run
+from mta.evaluation.folders import GROWTH, are_of, read_earlier, refuse_other_results
+from mta.evaluation.run import open_run
+from mta.evaluation.run_config import RunConfig
 from mta.evaluation.table import format_cost
 from mta.files import folder_if_used, read_json, safe_name, sha256_json, write_json, write_text
 from mta.merging import Match
@@ -41,7 +43,7 @@ from mta.progress import Progress, silent
 from mta.records import User
 from mta.runtime import versions
 from mta.tensor_files import count_values
-from mta.training_store import adapter_path
+from mta.training_store import adapter_path, without_time
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"all-linear": ALL_LIN
 """Name in the table -> layers with an adapter, in the bank and of every user."""
 BYTES_PER_VALUE = 4
 MEASURES = ("seconds", "bytes")
-RESULTS = "growth.json"
 MATCHING = "matching.json"
 TIME, SIZE = "train_seconds", "adapter_bytes_per_user"
 """Costs as `format_cost` knows them, for the unit."""
@@ -89,10 +90,20 @@ class _Trained:
     """A group of users after training."""
 
     people: PersonalizedUsers
-    adapters: list[Path]
-    """Files of those who have one."""
+    folder: Path
+    """Of the adapters."""
     matches: list[Path]
     match_seconds: float
+
+    @property
+    def adapted(self) -> list[str]:
+        """Users who have an adapter."""
+        return [user_id for user_id, person in self.people.users.items() if person.updates]
+
+    @property
+    def adapters(self) -> list[Path]:
+        """Files of theirs."""
+        return [adapter_path(self.folder, user_id) for user_id in self.adapted]
 
 
 Train = Callable[[Sequence[User], Resources], _Trained]
@@ -129,9 +140,9 @@ def measure_growth(
         DataError: see `run`.
     """
     started = time.monotonic()
-    counts = _counts(users, len(targets))
-    if (folder / "scores.json").exists():
-        raise ConfigError(f"{folder} holds a run or a sweep; its table would be replaced - choose another folder")
+    refuse_other_results(folder, "growth")
+    _counts(users, len(targets))
+    counts = _counts([*users, *_earlier_counts(folder, config, len(targets))], len(targets))
     groups = [targets[first:end] for first, end in pairwise([0, *counts])]
     points: list[dict[str, Any]] = []
     anchors = {}
@@ -159,7 +170,7 @@ def measure_growth(
         "break_even": break_even(points),
         "run": {**(notes or {}), **card},
     }
-    write_json(folder / RESULTS, result)
+    write_json(folder / GROWTH, result)
     write_text(folder / "table.md", markdown_growth(result) + "\n")
     return result
 
@@ -173,6 +184,14 @@ def _card(config: RunConfig, base: BaseModel) -> dict[str, Any]:
         "settings": to_dict(config),
         "versions": versions(),
     }
+
+
+def _earlier_counts(folder: Path, config: RunConfig, most: int) -> list[int]:
+    """Return the numbers of users of earlier calls with the same settings, as far as there are as many users."""
+    earlier = read_earlier(folder / GROWTH)
+    if not are_of(to_dict(config), earlier, where=folder):
+        return []
+    return [count for point in earlier.get("points", ()) if (count := int(point["users"])) <= most]
 
 
 def _counts(users: Sequence[int], most: int) -> list[int]:
@@ -234,10 +253,10 @@ def _bank_cost(bank: Bank) -> Cost:
 
 def _group_cost(train: Train, users: Sequence[User], resources: Resources) -> Cost:
     made = train(users, resources)
-    if made.adapters and not made.people.train_seconds:  # killed after the last adapter, before its time was kept
-        log.warning("training %d users again: how long it took was not written down", len(made.adapters))
-        for path in made.adapters:
-            path.unlink()
+    if again := without_time(made.folder, made.adapted, resources.base):
+        log.warning("training %d users again: how long it took was not written down", len(again))
+        for user_id in again:
+            adapter_path(made.folder, user_id).unlink()
         made = train(users, resources)
     return Cost(
         users=len(users),
@@ -253,7 +272,7 @@ def _group_cost(train: Train, users: Sequence[User], resources: Resources) -> Co
 def _train_oppu(users: Sequence[User], resources: Resources) -> _Trained:
     config = OppuConfig(target_modules=resources.adapt.target_modules)
     people = oppu(users, resources, config=config, name="oppu")
-    return _Trained(people, _adapter_files(people, resources, "oppu"), [], 0.0)
+    return _Trained(people, resources.folder / "oppu", [], 0.0)
 
 
 def _train_mta(users: Sequence[User], resources: Resources) -> _Trained:
@@ -265,11 +284,7 @@ def _train_mta(users: Sequence[User], resources: Resources) -> _Trained:
     for name, match in matches.items():
         files.append(resources.folder.parent / "matches" / f"{safe_name(name)}.json")
         write_json(files[-1], {"anchor_ids": match.anchor_ids, "weights": match.weights})
-    return _Trained(people, _adapter_files(people, resources, "mta"), files, seconds)
-
-
-def _adapter_files(people: PersonalizedUsers, resources: Resources, name: str) -> list[Path]:
-    return [adapter_path(resources.folder / name, user_id) for user_id, one in people.users.items() if one.updates]
+    return _Trained(people, resources.folder / "mta", files, seconds)
 
 
 def _matches(users: Sequence[User], resources: Resources) -> tuple[dict[str, Match], float]:

@@ -20,8 +20,9 @@ from mta.base_model import BaseModel
 from mta.baselines.methods import PARTS
 from mta.config import MergeConfig, PromptConfig, from_dict
 from mta.errors import ConfigError, DataError
+from mta.evaluation.answers import predictions_fingerprint
 from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
-from mta.evaluation.run import RunConfig, predictions_fingerprint
+from mta.evaluation.run_config import RunConfig
 from mta.files import read_json
 from mta.lora.adapter import Recipe
 from mta.merging import Match

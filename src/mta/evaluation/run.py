@@ -17,113 +17,50 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
-from mta.baselines.methods import PARTS, SETS, Method, depends_on_seed, find_method, methods_for
-from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig, changed_settings, to_dict
+from mta.baselines.methods import PARTS, depends_on_seed, find_method, methods_for
+from mta.config import changed_settings, to_dict
 from mta.data.people import person_names, rule_for
-from mta.data.splits import answers_in_own_history, check_disjoint
+from mta.data.splits import check_disjoint
 from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError
+from mta.evaluation.answers import method_record
 from mta.evaluation.cases import build_cases
-from mta.evaluation.predict import finished, predict
-from mta.evaluation.predictions_file import require_finite, write_predictions
+from mta.evaluation.folders import CONFIG, SCORES, deciding, refuse_other_results
+from mta.evaluation.predictions_file import write_predictions
 from mta.evaluation.released_scores import released_scores
 from mta.evaluation.report import write_report
-from mta.evaluation.restore import record_adapters
+from mta.evaluation.run_card import run_card
+from mta.evaluation.run_config import JUDGED, RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
 from mta.evaluation.table import (
     MERGES_APART,
     csv_table,
-    cut_prompts,
     markdown_comparisons,
     markdown_slices,
     markdown_table,
-    not_adapted,
 )
-from mta.files import folder_if_used, read_json, sha256_json, write_json, write_text
+from mta.files import folder_if_used, read_json, write_json, write_text
 from mta.lora.adapter import Adapter
-from mta.merging import Match, merge_distance
-from mta.personalize import PersonalizedUsers, Resources, match_users
+from mta.merging import Match, check_weights, merge_distance
+from mta.personalize import Resources, match_users
 from mta.progress import Progress, silent
-from mta.records import Prediction, User
+from mta.records import User
 from mta.runtime import versions
-from mta.tasks import get_task
-from mta.tasks.released import RELEASED, released_answers
+from mta.tasks.released import RELEASED
 from mta.tasks.task import Task
 from mta.vector_cache import default_cache
 
 log = logging.getLogger(__name__)
-
-DEFAULT_METHODS = SETS["usual"]
-JUDGED = "mta"
-"""The method that is compared with every other one in the table."""
-CONFIG = "config.json"
-SCORES = "scores.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides a run, apart from the data."""
-
-    task_id: str
-    """What is asked, for example "lamp-2"."""
-    base: str
-    """Base model: a short name from `mta models`, a hub id or a path."""
-    device: str = "auto"
-    """Where to compute: "auto", "cpu", "cuda"."""
-    dtype: str = "auto"
-    """Number format of the base model: "auto", "float32" or "bfloat16"."""
-    bank: BankConfig = field(default_factory=BankConfig)
-    """Stage 1."""
-    top_k: int = 2
-    """Anchors merged per user (K); encoder and document of the match are the bank's."""
-    merge: MergeConfig = field(default_factory=MergeConfig)
-    """Stage 2."""
-    adapt: TrainConfig = field(default_factory=TrainConfig)
-    """Stage 3."""
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    """Rows of the table; controls that mean nothing for the task are left out."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
-    answers: str = "official"
-    """How answers are given and read: "official", or "released" as the authors' scripts do (`tasks.released`)."""
-    once: tuple[str, ...] = ()
-    """Methods that answer under the first of the seeds only, to save time; names in `SETS` stand for several."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    """Packing; it decides speed only."""
-
-    def __post_init__(self) -> None:
-        if self.answers not in ("official", RELEASED):
-            raise ConfigError(f"answers is {self.answers!r}; it must be official or {RELEASED}")
-
-    @property
-    def task(self) -> Task:
-        """What is asked, with the answers asked for.
-
-        Raises:
-            NotFound: there is no such task.
-        """
-        task = get_task(self.task_id)
-        return released_answers(task) if self.answers == RELEASED else task
-
-    def seeded(self, seed: int) -> RunConfig:
-        """Return the settings of one repeated run: anchors, initial values, orders and options depend on `seed`."""
-        bank = replace(
-            self.bank,
-            anchors=replace(self.bank.anchors, seed=seed),
-            train=replace(self.bank.train, seed=seed),
-            population_train=replace(self.bank.population_train, seed=seed),
-        )
-        return replace(self, seeds=(), bank=bank, adapt=replace(self.adapt, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +105,9 @@ def run(
     parts: list[_Part] = []
     if config.seeds:
         base = _refuse_or_load(folder, config, base)
-    for seed in config.seeds or (None,):
-        names = repeated if parts else methods
-        one = config if seed is None else config.seeded(seed)
-        place = folder if seed is None else folder / f"seed-{seed}"
-        parts.append(_answer_all(names, pool, targets, one, place, base, progress))
+    repeats = {folder / f"seed-{seed}": config.seeded(seed) for seed in config.seeds} or {folder: config}
+    for place, one in repeats.items():
+        parts.append(_answer_all(repeated if parts else methods, pool, targets, one, place, base, progress))
     if config.seeds:
         _write_config(folder, config, parts[0].resources.base)
     records = [_joined(name, parts, config.seeds) for name in methods]
@@ -181,7 +116,8 @@ def run(
         scores["released"] = {record.name: released_scores(task, record.predictions) for record in records}
     scores["run"] = {
         **(notes or {}),
-        **_run_card(config, parts, targets, scores, time.monotonic() - started),
+        **run_card(config, [part.resources for part in parts], targets, scores, time.monotonic() - started),
+        MERGES_APART: _merges_apart(parts),
     }
     return _write_results(folder, scores, list(parts[0].records.values()), targets, task)
 
@@ -292,13 +228,14 @@ def _check_people(pool: Sequence[User], targets: Sequence[User], task: Task) -> 
 
 
 def _check_settings(config: RunConfig, methods: Sequence[str]) -> None:
-    """Refuse before the bank is trained what cannot be matched or adapted after."""
+    """Refuse before the bank is trained what cannot be matched, merged or adapted after."""
     largest = config.bank.anchors.bank_size
     if not 1 <= config.top_k <= largest:
         raise ConfigError(
             f"top_k is {config.top_k} but the bank will have at most {largest} anchors; choose 1 to {largest}, or "
             "build a larger bank"
         )
+    check_weights(config.merge, top_k=config.top_k)
     missing = sorted(set(config.bank.train.target_modules) - set(config.adapt.target_modules))
     stacked = [name for name in methods if name in PARTS and PARTS[name].merged and PARTS[name].adapted]
     if missing and stacked:
@@ -317,7 +254,8 @@ def _refuse_or_load(folder: Path, config: RunConfig, base: BaseModel | None) -> 
 
 
 def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
-    """Refuse a folder whose run cannot be an earlier state of this one."""
+    """Refuse a folder whose results cannot be an earlier state of this run."""
+    refuse_other_results(path.parent, "run")
     if not path.exists():
         return
     found = read_json(path)
@@ -334,16 +272,9 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
             f"({str(found['base_fingerprint'])[:12]}), not on {base.name!r} ({base.fingerprint[:12]}); choose another "
             "folder"
         )
-    changed = changed_settings(_deciding(settings), _deciding(to_dict(config)))
+    changed = changed_settings(deciding(settings), deciding(to_dict(config)))
     if changed and (path.parent / SCORES).exists():
         log.warning("%s holds scores of other settings, which will be replaced: %s", path.parent, ", ".join(changed))
-
-
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a row of the table; rows and seeds may be added, and speed may change."""
-    return {
-        name: value for name, value in settings.items() if name not in ("methods", "seeds", "once", "engine", "device")
-    }
 
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
@@ -419,108 +350,6 @@ def _write_matches(folder: Path, matches: Mapping[str, Match], bank: Bank) -> di
     return {name: sum(row[name] for row in apart) / len(apart) for name in ("relative", "cosine")}
 
 
-def method_record(
-    name: str, method: Method, targets: Sequence[User], resources: Resources, folder: Path
-) -> MethodRecord:
-    """Personalize the targets with one method and answer their queries, or read back what is there already.
-
-    Args:
-        name: row of the table and name of the file of answers.
-        method: see `baselines.methods`.
-        targets: users with queries and gold answers.
-        resources: what the method needs.
-        folder: run folder.
-    """
-    people = method(targets, resources)
-    answers = _answers(name, people, resources, folder / "predictions")
-    if name in PARTS:
-        record_adapters(people, resources, name=name)
-    count = len(people.users)
-    return MethodRecord(
-        name=name,
-        predictions=finished(people.users, answers.rows),
-        updates_per_user=sum(person.updates for person in people.users.values()) / count,
-        adapter_bytes_per_user=sum(person.adapter_bytes for person in people.users.values()) / count,
-        train_seconds=people.train_seconds,
-        shared_train_seconds=people.shared_seconds,
-        predict_seconds=answers.seconds,
-        cut_prompts=answers.cut_prompts,
-        cut_training_prompts=people.cut_rows,
-        not_adapted=Counter(person.note for person in people.users.values() if person.note),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """One method's answers to all queries."""
-
-    rows: list[Prediction]
-    seconds: float | None
-    """None where no model was asked."""
-    cut_prompts: int
-
-
-def _answers(name: str, people: PersonalizedUsers, resources: Resources, folder: Path) -> _Answers:
-    """Answer, or read the answers back where exactly these were given before, by this method or another."""
-    if any(person.answers for person in people.users.values()):
-        return replace(_ask(name, people, replace(resources, progress=silent)), seconds=None)
-    path = folder / f"{name}.json"
-    wanted = predictions_fingerprint(people, resources.base, resources.task)
-    for earlier in (path, *sorted(folder.glob("*.json"))):
-        saved = _saved(earlier)
-        if saved.get("fingerprint") == wanted:
-            rows = [Prediction(**row) for row in saved["predictions"]]
-            answers = _Answers(rows, float(saved["seconds"]), int(saved["cut_prompts"]))
-            break
-    else:
-        answers = _ask(name, people, resources)
-    content = {
-        "fingerprint": wanted,
-        "seconds": answers.seconds,
-        "cut_prompts": answers.cut_prompts,
-        "predictions": list(map(asdict, answers.rows)),
-    }
-    write_json(path, content)
-    return answers
-
-
-def _ask(name: str, people: PersonalizedUsers, resources: Resources) -> _Answers:
-    started = time.monotonic()
-    with resources.progress(f"answers of {name}") as step:
-        made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
-    require_finite(name, made.rows)
-    return _Answers(list(made.rows), time.monotonic() - started, made.cut_prompts)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    """Read back an earlier call's answers; {} where there are none or the file is damaged (said in the log)."""
-    try:
-        found = read_json(path) if path.exists() else {}
-    except DataError as error:
-        log.warning("answering again: %s", error)
-        found = {}
-    return found if isinstance(found, dict) else {}
-
-
-def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Task) -> str:
-    """Return a SHA-256 over everything that decides one method's answers."""
-    parts = [
-        (
-            name,
-            person.adapter.fingerprint if person.adapter else None,
-            to_dict(person.prompts),
-            person.retriever.name,
-            [(query.query_id, query.text, query.gold) for query in person.user.queries],
-            [(item.item_id, dict(item.fields)) for item in person.user.history],
-        )
-        for name, person in people.users.items()
-    ]
-    return sha256_json(
-        [parts, base.fingerprint, base.tokens.fingerprint, str(base.dtype), task.task_id, task.max_new_tokens]
-        + ([task.form] if task.form else [])
-    )
-
-
 def _score(
     records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User], first: _Part
 ) -> dict[str, Any]:
@@ -553,48 +382,10 @@ def _partitions(task: Task, targets: Sequence[User], first: _Part) -> dict[str, 
     )
 
 
-def _run_card(
-    config: RunConfig, parts: Sequence[_Part], targets: Sequence[User], scores: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
-    resources = parts[0].resources
-    distances = {name: sum(part.distances[name] for part in parts) / len(parts) for name in parts[0].distances}
-    base, bank = resources.base, resources.need_bank()
-    tokens = sum(anchor.tokens for anchor in bank.anchors)
-    return {
-        "pool users": len(resources.pool),
-        "target users": len(targets),
-        "history items": {"targets": _history_items(targets), "pool": _history_items(resources.pool)},
-        "anchors asked / kept": f"{bank.asked} / {len(bank.anchors)}",
-        "anchor tokens trained": tokens,
-        "training pairs from": sorted({anchor.source for anchor in bank.anchors}),
-        "population control": _population_effort(bank) if "population" in scores["methods"] else "not run",
-        "leak check": "no target person in the pool (ids, shared histories, answers seen)",
-        "queries answered in the user's own history": len(answers_in_own_history(targets)),
-        MERGES_APART: f"relative distance {distances['relative']:.4f}, cosine {distances['cosine']:.4f}",
-        "not adapted": not_adapted(scores) or "nobody",
-        "prompts cut to fit the model": cut_prompts(scores) or "none",
-        "wall seconds of this call": round(seconds, 1),
-        "base model": {"name": base.name, "fingerprint": base.fingerprint, "dtype": str(base.dtype)},
-        "settings": to_dict(config),
-        "versions": versions(),
-    }
-
-
-def _history_items(users: Sequence[User]) -> dict[str, float]:
-    """Table 3 of the paper: items per user."""
-    counts = [len(user.history) for user in users]
-    return {"most": max(counts), "fewest": min(counts), "mean": round(sum(counts) / len(counts), 2)}
-
-
-def _population_effort(bank: Bank) -> str:
-    """Say how the training of the population control compares with what lies beneath the other methods."""
-    same = "trained on the anchors' examples, for as many tokens as all anchors together"
-    if bank.population is None:
-        return same
-    return (
-        f"{same}; the anchors lie on an adapter trained on the whole pool, whose tokens come on top for every method "
-        "that merges anchors and not for this control"
-    )
+def _merges_apart(parts: Sequence[_Part]) -> str:
+    """Say how far the two merges are apart, mean over users and seeds."""
+    relative, cosine = (fmean(part.distances[name] for part in parts) for name in ("relative", "cosine"))
+    return f"relative distance {relative:.4f}, cosine {cosine:.4f}"
 
 
 def _write_results(

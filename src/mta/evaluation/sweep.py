@@ -7,7 +7,7 @@
           scores.json       as of a run whose methods are the points; `sweep` says what was varied
           table.md  table.csv  predictions.jsonl
 
-A killed sweep continues with the same call; further values can be added later.
+A killed sweep continues with the same call; a call with further values adds them to the table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from mta.baselines.methods import find_method
 from mta.config import to_dict
 from mta.data.people import person_names, rule_for
 from mta.errors import ConfigError, unknown_name
+from mta.evaluation.answers import method_record
+from mta.evaluation.folders import SCORES, are_of, read_earlier, refuse_other_results
 from mta.evaluation.predictions_file import write_predictions
-from mta.evaluation.run import RunConfig, method_record, open_run
+from mta.evaluation.run import open_run
+from mta.evaluation.run_card import run_card
+from mta.evaluation.run_config import RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.table import csv_table, markdown_table
 from mta.files import write_json, write_text
+from mta.merging import check_weights
+from mta.personalize import Resources
 from mta.progress import Progress, silent
 from mta.records import User
-from mta.runtime import versions
 
 AS_ASKED = "as asked"
 """Name of the point without the change: the weights of Eq. 6, against fixed ones."""
@@ -46,7 +51,7 @@ class Sweep:
     figure: str
     """The paper's figure."""
     usual: tuple[float, ...]
-    """Values where none are named; those of the paper."""
+    """Values where none are named; those of the paper, as far as it gives them."""
     change: Callable[[RunConfig, float], RunConfig]
     """Settings, value -> the settings of the point."""
     whole: bool = True
@@ -128,7 +133,7 @@ def run_sweep(
         config: everything that is not varied; its methods and seeds play no part.
         folder: where everything goes; a killed sweep continues from it.
         over: what is varied, a name in `SWEEPS`.
-        values: values tried; the paper's where none are named.
+        values: values tried, beside those of earlier calls with the same settings; the usual ones where none are named.
         method: the method whose scores are compared.
         base: the loaded base model, if the caller has it.
         notes: further rows for the run card.
@@ -138,14 +143,17 @@ def run_sweep(
         The content of scores.json: one method a point.
 
     Raises:
-        ConfigError: a value the setting cannot have, or more anchors than the bank has.
+        ConfigError: a value the setting cannot have, more anchors than the bank has, or a folder with other results.
         DataError: see `run`.
     """
     started = time.monotonic()
     sweep, asked = find_sweep(over), find_method(method)
-    points = _points(sweep, over, values, replace(config, methods=(method,), seeds=()))
-    records = []
-    for label, changed in points.items():
+    config = replace(config, methods=(method,), seeds=())
+    _points(sweep, over, values, config)
+    points = _points(sweep, over, [*_earlier_values(folder, over, method, config), *(values or sweep.usual)], config)
+    records: dict[str, MethodRecord] = {}
+    had: dict[str, Resources] = {}
+    for label, changed in sorted(points.items(), key=lambda point: -point[1].top_k):  # too large a K is refused first
         place = folder / "points" / label
         resources = open_run(
             pool,
@@ -157,12 +165,13 @@ def run_sweep(
             work=folder / "anchors" if sweep.own_bank else None,
             progress=progress,
         )
-        base = resources.base
-        records.append(method_record(label, asked, targets, resources, folder))
+        base, had[label] = resources.base, resources
+        records[label] = method_record(label, asked, targets, resources, folder)
+    rows = [records[label] for label in points]
     task = config.task
     scores = build_scores(
         task.task_id,
-        records,
+        rows,
         base=config.base,
         seeds=[config.adapt.seed],
         metrics=task.metrics,
@@ -176,19 +185,36 @@ def run_sweep(
         "method": method,
         "values": {label: float(label) for label in points if label != AS_ASKED},
     }
-    card = {"settings": to_dict(config), "versions": versions()}
-    scores["run"] = {**(notes or {}), **card, "wall seconds of this call": round(time.monotonic() - started, 1)}
-    _write(folder, scores, records)
+    seconds = time.monotonic() - started
+    scores["run"] = {**(notes or {}), **run_card(config, [had[label] for label in points], targets, scores, seconds)}
+        **(notes or {}),
+        **run_card(config, [had[label] for label in points], targets, scores, time.monotonic() - started),
+    }
+    _write(folder, scores, rows)
     return scores
+
+
+def _earlier_values(folder: Path, over: str, method: str, config: RunConfig) -> list[float]:
+    """Return the values of earlier calls with the same settings."""
+    refuse_other_results(folder, "sweep")
+    scores = read_earlier(folder / SCORES)
+    earlier = scores.get("sweep")
+    if not isinstance(earlier, dict):
+        return []
+    if (held := f"{earlier.get('over')} of {earlier.get('method')}") != (asked := f"{over} of {method}"):
+        raise ConfigError(f"{folder} holds a sweep over {held}, not over {asked}; choose another folder")
+    values = earlier.get("values", {}).values()
+    return list(values) if are_of(to_dict(config), scores, where=folder) else []
 
 
 def _points(sweep: Sweep, over: str, values: Sequence[float], config: RunConfig) -> dict[str, RunConfig]:
     """Return the settings of every point by its label; refuses what cannot be before anything is trained."""
     points: dict[str, RunConfig] = {}
-    for value in dict.fromkeys(values or sweep.usual):
-        if sweep.whole and value != int(value):
-            raise ConfigError(f"{over} is {value}; it must be a whole number, for example {int(value)}")
-        points[f"{int(value) if sweep.whole else value:g}"] = sweep.change(config, value)
+    for value in sorted(set(values or sweep.usual)):
+        if sweep.whole and not float(value).is_integer():
+            raise ConfigError(f"{over} is {value}; it must be a whole number, for example 4")
+        points[f"{int(value) if sweep.whole else value:g}"] = changed = sweep.change(config, value)
+        check_weights(changed.merge, top_k=changed.top_k)
     largest = max(one.top_k for one in points.values())
     smallest = min(one.bank.anchors.bank_size for one in points.values())
     if largest > smallest:
@@ -201,6 +227,6 @@ def _points(sweep: Sweep, over: str, values: Sequence[float], config: RunConfig)
 
 def _write(folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord]) -> None:
     write_predictions(folder / "predictions.jsonl", {record.name: record.predictions for record in records})
-    write_json(folder / "scores.json", scores)
+    write_json(folder / SCORES, scores)
     write_text(folder / "table.md", markdown_table(scores) + "\n")
     write_text(folder / "table.csv", csv_table(scores))

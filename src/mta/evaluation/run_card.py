@@ -1,0 +1,83 @@
+"""The run card: what decided a table's numbers, for people to read.
+
+Example:
+    >>> run_card(config, [resources], targets, scores, seconds=61.0)["anchors asked / kept"]
+    '12 / 12'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mta.bank import Bank
+from mta.config import to_dict
+from mta.data.splits import answers_in_own_history
+from mta.evaluation.run_config import RunConfig
+from mta.evaluation.table import cut_prompts, not_adapted
+from mta.personalize import Resources
+from mta.records import User
+from mta.runtime import versions
+
+REPEATS = "of repeated runs"
+FIRST_SEED = (
+    "who was not adapted, the prompts that were cut, and the slices by similarity and by the anchors' texts are "
+    "those of the first seed; training and answer times are means"
+)
+
+
+def run_card(
+    config: RunConfig, repeats: Sequence[Resources], targets: Sequence[User], scores: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Return the rows of the card.
+
+    Args:
+        config: settings of the run.
+        repeats: what each of the repeated runs, or each point of a sweep, had; one for a plain run.
+        targets: who was served.
+        scores: the content of scores.json.
+        seconds: wall time of this call.
+    """
+    banks = [resources.need_bank() for resources in repeats]
+    base, pool = repeats[0].base, repeats[0].pool
+    return {
+        "pool users": len(pool),
+        "target users": len(targets),
+        "history items": {"targets": _history_items(targets), "pool": _history_items(pool)},
+        "anchors asked / kept": _each(f"{bank.asked} / {len(bank.anchors)}" for bank in banks),
+        "anchor tokens trained": _each(sum(anchor.tokens for anchor in bank.anchors) for bank in banks),
+        "training pairs from": sorted({anchor.source for bank in banks for anchor in bank.anchors}),
+        "population control": _population_effort(banks[0]) if "population" in scores["methods"] else "not run",
+        "leak check": "no target person in the pool (ids, shared histories, answers seen)",
+        "queries answered in the user's own history": len(answers_in_own_history(targets)),
+        "not adapted": not_adapted(scores) or "nobody",
+        "prompts cut to fit the model": cut_prompts(scores) or "none",
+        "wall seconds of this call": round(seconds, 1),
+        "base model": {"name": base.name, "fingerprint": base.fingerprint, "dtype": str(base.dtype)},
+        "settings": to_dict(config),
+        "versions": versions(),
+        **({REPEATS: FIRST_SEED} if len(config.seeds) > 1 else {}),
+    }
+
+
+def _each(values: Iterable[str | int]) -> str | int:
+    """Return what the repeated runs have, once where it is the same in all, else in a row."""
+    found = list(values)
+    return found[0] if len(set(found)) == 1 else ", ".join(map(str, found))
+
+
+def _history_items(users: Sequence[User]) -> dict[str, float]:
+    """Table 3 of the paper: items per user."""
+    counts = [len(user.history) for user in users]
+    return {"most": max(counts), "fewest": min(counts), "mean": round(sum(counts) / len(counts), 2)}
+
+
+def _population_effort(bank: Bank) -> str:
+    """Say how the training of the population control compares with what lies beneath the other methods."""
+    same = "trained on the anchors' examples, for as many tokens as all anchors together"
+    if bank.population is None:
+        return same
+    return (
+        f"{same}; the anchors lie on an adapter trained on the whole pool, whose tokens come on top for every method "
+        "that merges anchors and not for this control"
+    )
