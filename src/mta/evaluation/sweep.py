@@ -187,9 +187,6 @@ def run_sweep(
     }
     seconds = time.monotonic() - started
     scores["run"] = {**(notes or {}), **run_card(config, [had[label] for label in points], targets, scores, seconds)}
-        **(notes or {}),
-        **run_card(config, [had[label] for label in points], targets, scores, time.monotonic() - started),
-    }
     _write(folder, scores, rows)
     return scores
 
