@@ -80,6 +80,7 @@ def test_the_released_preset_does_what_the_scripts_do_and_the_paper_preset_what_
         "linear", "inverted", "first512",
     )  # fmt: skip
     assert (released.adapt.epochs, released.adapt.lr, released.answers) == (1, 5e-5, "released")
+    assert (released.bank.train.drop_last, paper.bank.train.drop_last) == (True, False)
     assert (released.bank.prompts.input_words, released.bank.prompts.max_tokens) == (368, 8192)
     assert (paper.merge.mode, paper.merge.weights, paper.answers) == ("cat", "similarity", "official")
     assert (paper.adapt.epochs, paper.adapt.lr, paper.adapt.rank) == (2, 5e-5, 4)

@@ -49,7 +49,11 @@ def released(task_id: str) -> Preset:
     """Return the settings of the authors' run script: 5e-5, one epoch, for every task, and its exchanged weights."""
     adapt = replace(_PAPER_ADAPT, lr=5e-5, epochs=1)
     prompts = PromptConfig(input_words=RECORD_WORDS, history_words=RECORD_WORDS, max_tokens=8192)
-    bank = BankConfig(prompts=prompts, match=MatchConfig(document="first512"))
+    bank = BankConfig(
+        prompts=prompts,
+        match=MatchConfig(document="first512"),
+        train=replace(BankConfig().train, drop_last=True),
+    )
     merge = MergeConfig(mode="linear", weights="inverted")
     return Preset(bank=bank, adapt=adapt, merge=merge, answers="released")
 

@@ -152,6 +152,7 @@ def test_more_anchors_merged_than_the_bank_has(films: Any, finished_run: Path) -
 def test_repeats_that_cannot_be(films: Any, tmp_path: Path) -> None:
     run = ("run", "lamp-2", *films.both, *QUICK, "--out", tmp_path / "run")
     assert "there is one; add --seeds" in refused(*run, "--once", "mta")
+    assert "--once oppu is no row of this table" in refused(*run, "--seeds", 2, "--once", "oppu")
     assert "writes the files of one run, not of 2" in refused(*run, "--seeds", 2, "--layout", "reference")
 
 

@@ -48,10 +48,22 @@ def test_scores_without_answers_make_a_report_but_no_cases(finished_run: Path, t
     assert not (tmp_path / "other.html").exists()
 
 
+def sweep_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "swept"
+    folder.mkdir()
+    point = {"metrics": {"accuracy": 0.5}}
+    scores = {"task": "lamp-2", "base": "b", "seeds": [1], "people": 2, "queries": 2, "methods": {"1": point}}
+    (folder / "scores.json").write_text(json.dumps({**scores, "sweep": {"over": "top-k", "method": "mta"}}))
+    return folder
+
+
 def test_what_is_no_sweep_no_growth_and_nobody_is_refused(finished_run: Path, tmp_path: Path) -> None:
     words = ("report", finished_run, "--out", tmp_path / "page.html")
     assert "are not of a sweep" in refused(*words, "--sweep", finished_run)
     assert "growth.json" in refused(*words, "--growth", finished_run / "scores.json")
+    assert "is a sweep, whose rows are points" in refused(
+        "report", sweep_folder(tmp_path), "--out", tmp_path / "page.html"
+    )
     assert "more than one run lamp-2" in refused(*words, finished_run)
     assert "user 'zoe' was asked nothing in" in refused(*words, "--user", "zoe")
     assert not (tmp_path / "page.html").exists()

@@ -174,7 +174,13 @@ def test_what_is_no_scores_file(value: Any, message: str) -> None:
         ({"methods": {"mta": {"metrics": {}, "ci95": {"mae": [1]}}}}, r"interval of 'mae' of method 'mta' is \[1\]"),
         ({"methods": {"mta": {"metrics": {}, "not_adapted": [3]}}}, "'not_adapted' of method 'mta' is not an object"),
         ({"comparisons": [3]}, "'comparisons' is not a list of objects"),
-        ({"comparisons": [{"a": "x", "b": "y", "ci95": "no"}]}, "the difference 'x' - 'y' is 'no'"),
+        ({"task": ["lamp-2"]}, r"'task' is \['lamp-2'\], wanted a name"),
+        ({"run": 3}, "'run' is not an object"),
+        ({"run": {"settings": {"bank": {"train": 3}}}}, "'train' in 'run' is not an object"),
+        ({"run": {"history items": {"pool": []}}}, "'pool' in 'run' is not an object"),
+        ({"methods": {"mta": {"metrics": {}, "seeds": None}}}, "'seeds' of method 'mta' is not a list"),
+        ({"comparisons": [{"a": "x", "b": "y", "metric": []}]}, "'metric' of a comparison is"),
+        ({"comparisons": [{"a": "x", "b": "y", "metric": "mae", "ci95": "no"}]}, "the difference 'x' - 'y' is 'no'"),
     ],
 )
 def test_damaged_parts_are_named(change: dict[str, Any], message: str) -> None:
@@ -506,7 +512,10 @@ def test_several_seeds_must_be_the_same_for_all() -> None:
         scored(twenty("oppu", 5, seeds=3), twenty("mta", 5, seeds=2))
 
 
-@pytest.mark.parametrize(("people", "said"), [(4, "with 4 people it cannot fall below 0.125"), (6, None), (40, None)])
-def test_too_few_people_for_any_difference_to_count_are_said(people: int, said: str | None) -> None:
-    line = comparison_line({"people": people, "comparisons": []})
-    assert said in line if said else "cannot fall" not in line
+@pytest.mark.parametrize(
+    ("people", "comparisons", "said"), [(4, 1, "0.125 or more"), (6, 1, None), (6, 25, "0.781 or more"), (40, 25, None)]
+)
+def test_too_few_people_for_any_difference_to_count_are_said(people: int, comparisons: int, said: str | None) -> None:
+    rows = [{"a": "mta", "b": f"rival {place}", "metric": "nll", "p_holm": 1.0} for place in range(comparisons)]
+    line = comparison_line({"people": people, "comparisons": rows})
+    assert said in line if said else "nothing can count" not in line

@@ -47,10 +47,9 @@ def report(
     from mta.evaluation.figures import growth_charts, sweep_charts
     from mta.evaluation.report import join_cards, write_report
     from mta.evaluation.report_files import write_plots, write_tables
-    from mta.evaluation.scores import check_scores
     from mta.files import read_json
 
-    scores = [check_scores(read_json(folder / "scores.json")) for folder in runs]
+    scores = [_scores_of_run(folder) for folder in runs]
     _require_once("run", [str(run["task"]) for run in scores])
     growths = [read_json(file) for file in growth or ()]
     charts = [chart for one in growths for chart in growth_charts(one)]
@@ -66,6 +65,16 @@ def report(
     cards = {str(place): one.get("run", {}) for place, one in zip(places, [*scores, *sweeps, *growths], strict=True)}
     write_report(out, scores=scores, run_card=join_cards(cards), charts=charts, cases=cases)
     typer.echo(out)
+
+
+def _scores_of_run(folder: Path) -> dict[str, Any]:
+    from mta.evaluation.scores import check_scores
+    from mta.files import read_json
+
+    scores = check_scores(read_json(folder / "scores.json"))
+    if "sweep" in scores:
+        raise ConfigError(f"{folder} is a sweep, whose rows are points and no methods; give it as --sweep {folder}")
+    return scores
 
 
 def _require_once(what: str, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ from mta.cli.display import progress_bars, show_json, show_scores
 from mta.cli.settings import RUN, Given, plan_for
 from mta.errors import ConfigError
 from mta.files import safe_name
+
+if TYPE_CHECKING:
+    from mta.tasks.task import Task
 
 EXAMPLE = (
     "mta run lamp-2 --pool data/pool_questions.json --targets data/target_questions.json --base tiny-random "
@@ -100,6 +103,7 @@ def run(
         names = tuple(methods_for(found, beside_priors(names)))
     _check_layout(layout, names)
     _check_repeats(seeds, layout, once)
+    _check_once(once or (), names, found)
     notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(
         pool,
@@ -149,6 +153,18 @@ def _check_repeats(seeds: int, layout: str | None, once: Sequence[str] | None) -
             f"--once {once[0]} says who answers under the first of several seeds, and there is one; add --seeds, or "
             "leave --once out"
         )
+
+
+def _check_once(once: Sequence[str], names: Sequence[str], task: Task) -> None:
+    """Refuse a method that is no row of the table, though it could be one."""
+    from mta.baselines.methods import SETS, methods_for
+
+    for name in once:
+        if name not in SETS and methods_for(task, [name]) and name not in names:
+            raise ConfigError(
+                f"--once {name} is no row of this table, which has {', '.join(names)}; leave it out, or add "
+                f"--method {name}"
+            )
 
 
 def _check_layout(layout: str | None, names: Sequence[str]) -> None:

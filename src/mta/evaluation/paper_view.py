@@ -21,10 +21,16 @@ from mta.evaluation.scores import check_scores, finite, is_proven
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import DASH, basis_line, format_score, metric_title
 
-NOT_COMPARABLE = (
+PAPER_BASE = "llama-3-8b-instruct"
+OTHER_BASE = (
     "The paper's numbers were made with Llama-3-8B-Instruct on other users; they stand here to show the layout and the "
     "order of its rows, and no number of a run can be held against one of them. What can be compared is which method "
     "leads and what a step adds, as far as the intervals allow."
+)
+SAME_BASE = (
+    "The paper's numbers were made with the base model of these runs. They can be held against a run's number as far "
+    "as people, prompts and settings are the same too, which the run card and table 4 show; the paper gives no "
+    "intervals."
 )
 MARKS = (
     "Bold: best of the columns shown, underlined: second best; an asterisk as in the full table. Smaller: the paper."
@@ -74,7 +80,7 @@ def paper_tables(runs: Sequence[Mapping[str, Any]]) -> list[PaperTable]:
     known = [run for run in map(check_scores, runs) if run["task"] in TABLE_1]
     if not known:
         return []
-    basis = basis_of(known)
+    basis = f"{comparable_with_paper(known)} {basis_of(known)}"
     tables = [
         _with_best_control(_scores_table(1, "Overall performance", RIVALS, TABLE_1, known, basis), known),
         _scores_table(2, "What merging and adapting bring", ABLATIONS, TABLE_2, known, basis),
@@ -82,6 +88,11 @@ def paper_tables(runs: Sequence[Mapping[str, Any]]) -> list[PaperTable]:
         _settings_table(known),
     ]
     return [table for table in tables if table.rows]
+
+
+def comparable_with_paper(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say whether the numbers of these runs can be held against the paper's."""
+    return SAME_BASE if all(PAPER_BASE in str(run["base"]).lower() for run in runs) else OTHER_BASE
 
 
 def basis_of(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -195,7 +206,7 @@ def markdown_paper_table(table: PaperTable) -> str:
         _row(["---", *["---:"] * len(table.columns)]),
         *(_row([name, *map(_markdown_cell, cells)]) for name, cells in table.rows),
     ]
-    return "\n".join([*lines, "", f"{NOT_COMPARABLE} {table.note}".strip()]) + "\n"
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:

@@ -19,7 +19,7 @@ from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.chart_drawing import chart_layout
 from mta.evaluation.figures import Chart
-from mta.evaluation.paper_view import NOT_COMPARABLE, paper_tables
+from mta.evaluation.paper_view import paper_tables
 from mta.evaluation.plots import plot_layout
 from mta.evaluation.scores import (
     best_methods,
@@ -114,7 +114,6 @@ def render_report(
         title=title,
         runs=[_run_view(check_scores(run)) for run in scores],
         tables=paper_tables(scores),
-        not_comparable=NOT_COMPARABLE,
         figures=_figure_views(charts),
         cases=[_case_view(case, number) for number, case in enumerate(cases, start=1)],
         card=card_sections(run_card),

@@ -317,6 +317,8 @@ def check_scores(value: Any) -> dict[str, Any]:
     missing = [name for name in HEADER if name not in value]
     if missing:
         raise _unreadable(f"it has no {', '.join(missing)}")
+    if not isinstance(value["task"], str):
+        raise _unreadable(f"'task' is {value['task']!r}, wanted a name")
     if not isinstance(value["methods"], Mapping) or not value["methods"]:
         raise _unreadable("'methods' is not an object with at least one method")
     for name, method in value["methods"].items():
@@ -326,7 +328,11 @@ def check_scores(value: Any) -> dict[str, Any]:
         raise _unreadable("'comparisons' is not a list of objects")
     for row in comparisons:
         _check_pair(row.get("ci95"), f"the difference {row.get('a')!r} - {row.get('b')!r}")
+        for part in ("a", "b", "metric"):
+            if not isinstance(row.get(part), str):
+                raise _unreadable(f"{part!r} of a comparison is {row.get(part)!r}, wanted a name")
     _check_judged(value.get("judged"))
+    _check_card(value.get("run"))
     _check_slices(value.get("slices") or {})
     return dict(value)
 
@@ -339,8 +345,29 @@ def _check_method(method: Any, where: str) -> None:
             raise _unreadable(f"{part!r} of {where} is not an object")
     for metric, pair in (method.get("ci95") or {}).items():
         _check_pair(pair, f"{metric!r} of {where}")
-    if not isinstance(method.get("seeds") or [], list | tuple):
+    if not isinstance(method.get("seeds", []), list | tuple):
         raise _unreadable(f"'seeds' of {where} is not a list")
+
+
+def _check_card(card: Any) -> None:
+    """Check the parts of the run card that tables and pages read."""
+    if card is not None and not isinstance(card, Mapping):
+        raise _unreadable("'run' is not an object")
+    settings = _object(card, "settings")
+    for part in ("adapt", "merge"):
+        _object(settings, part)
+    _object(_object(settings, "bank"), "train")
+    items = _object(card, "history items")
+    for side in ("targets", "pool"):
+        _object(items, side)
+
+
+def _object(holder: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+    """Return an object inside an object, or None where either is not there."""
+    part = None if holder is None else holder.get(name)
+    if part is not None and not isinstance(part, Mapping):
+        raise _unreadable(f"{name!r} in 'run' is not an object")
+    return part
 
 
 def _check_judged(judged: Any) -> None:

@@ -230,8 +230,12 @@ def marks_line(scores: Mapping[str, Any], *, second: str) -> str:
 
 
 def method_notes(scores: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the table must know: what sd means, who was not adapted, whose prompts were cut."""
-    notes = {"Not adapted": not_adapted(scores), "Prompts cut to fit the model": cut_prompts(scores)}
+    """Say what a reader of the table must know: what sd means, what was capped, who was not adapted, what was cut."""
+    notes = {
+        "Trained on at most": capped_items(scores),
+        "Not adapted": not_adapted(scores),
+        "Prompts cut to fit the model": cut_prompts(scores),
+    }
     return [*filter(None, [seeds_line(scores)]), *(f"{title}: {text}." for title, text in notes.items() if text)]
 
 
@@ -245,6 +249,14 @@ def seeds_line(scores: Mapping[str, Any]) -> str:
     """Say what the standard deviations are; "" where no method has several seeds."""
     several = any(method.get("seed_sd") for method in scores["methods"].values())
     return "sd: standard deviation between the scores of the seeds." if several else ""
+
+
+def capped_items(scores: Mapping[str, Any]) -> str:
+    """Say how many items of a history training sees at most; "" where it sees all, or it is not recorded."""
+    settings = (scores.get("run") or {}).get("settings") or {}
+    places = {"an anchor": (settings.get("bank") or {}).get("train"), "a target user": settings.get("adapt")}
+    caps = {who: cap for who, train in places.items() if (cap := finite((train or {}).get("max_items")))}
+    return " and ".join(f"{cap} history items of {who}" for who, cap in caps.items())
 
 
 def not_adapted(scores: Mapping[str, Any]) -> str:
@@ -276,22 +288,26 @@ def comparison_line(scores: Mapping[str, Any]) -> str:
     rows = scores.get("comparisons") or ()
     start = (
         "Difference: first minus second on the same queries, with a 95 % interval that resamples people. p: two-sided "
-        f"paired permutation test over people{_smallest_p(scores['people'])}"
+        "paired permutation test over people"
     )
     if not all("p_holm" in row for row in rows):
-        return f"{start}, not corrected for the number of comparisons ({len(rows)})."
+        return f"{start}, not corrected for the number of comparisons ({len(rows)}).{_smallest_p(scores['people'], 1)}"
     sizes = Counter((row.get("a"), row.get("metric")) for row in rows)
+    most = max(sizes.values(), default=0)
     return (
         f"{start}. p (Holm): corrected over all methods that the first is compared with by the same metric (up to "
-        f"{max(sizes.values(), default=0)}); metrics are not mixed."
+        f"{most}); metrics are not mixed.{_smallest_p(scores['people'], most)}"
     )
 
 
-def _smallest_p(people: Any) -> str:
+def _smallest_p(people: Any, comparisons: int) -> str:
     """Say so where there are too few people for any difference to count: of 2^n signs two are the most extreme."""
-    if not isinstance(people, int) or people < 2 or (smallest := 2.0 ** (1 - people)) < SIGNIFICANT:
+    if not isinstance(people, int) or people < 2 or (smallest := comparisons * 2.0 ** (1 - people)) < SIGNIFICANT:
         return ""
-    return f" (with {people} people it cannot fall below {smallest:.3f})"
+    return (
+        f" With {people} people and {comparisons} {'comparisons' if comparisons > 1 else 'comparison'} the smallest of "
+        f"these p is {min(1.0, smallest):.3f} or more, however large the differences: nothing can count here."
+    )
 
 
 def comparison_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
