@@ -31,9 +31,11 @@ sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
 start_from() { # start_from SWEEP POINT: the bank of the run, and its adapters for the point with the run's settings
   local out=$runs/figures/$task/$1
   [ -e "$out" ] && return
-  mkdir -p "$out/points/$2/adapters"
-  cp -r "$runs/$task/seed-42/bank" "$out/bank"
-  cp -r "$runs/$task/seed-42/adapters/mta" "$out/points/$2/adapters/mta"
+  rm -rf "$out.part"
+  mkdir -p "$out.part/points/$2/adapters"
+  cp -r "$runs/$task/seed-42/bank" "$out.part/bank"
+  cp -r "$runs/$task/seed-42/adapters/mta" "$out.part/points/$2/adapters/mta"
+  mv "$out.part" "$out"
 }
 
 for task in $tasks; do
