@@ -16,6 +16,7 @@ line turns any of them into one line and exit code 2, and never prints a traceba
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class MtaError(Exception):
@@ -55,4 +56,7 @@ class NotFound(MtaError, KeyError):
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> NotFound:
     """Build the error for a name that is not among `known`; the list comes from the caller's own table."""
-    return NotFound(f"unknown {what} {got!r}; known: {', '.join(sorted(known))}")
+    names = sorted(known)
+    close = get_close_matches(got, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return NotFound(f"unknown {what} {got!r}; {hint}known: {', '.join(names)}")

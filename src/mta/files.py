@@ -56,10 +56,17 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot {doing} {path}: {reason}; check that the path exists, that there is space on the disk "
-            "and that you may use it, or choose another folder"
-        ) from error
+        raise StorageError(f"cannot {doing} {path}: {reason}; {_remedy(error, doing)}") from error
+
+
+def _remedy(error: OSError, doing: str) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder; give the file in it"
+    if isinstance(error, FileNotFoundError) and doing == "read":
+        return "check the path"
+    return (
+        "check that the path exists, that there is space on the disk and that you may use it, or choose another folder"
+    )
 
 
 def expand_home(text: str) -> Path:

@@ -156,8 +156,7 @@ def check_weights(config: MergeConfig, *, top_k: int) -> None:
     """
     if config.weights == "inverted" and top_k != 2:
         raise ConfigError(
-            f"inverted weights exchange those of two anchors, and there are {top_k}; use --top-k 2, or other "
-            "--merge-weights"
+            f"inverted weights exchange those of two anchors, and there are {top_k}; use --top-k 2, or other --weights"
         )
 
 

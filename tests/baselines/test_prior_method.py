@@ -10,7 +10,7 @@ import pytest
 from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
 from mta.baselines.methods import METHODS, beside_priors, depends_on_seed, find_method, methods_for
 from mta.baselines.prior_method import JUDGES, judges_of
-from mta.errors import NotFound
+from mta.errors import ConfigError, NotFound
 from mta.evaluation.predict import finished, predict
 from mta.evaluation.run import open_run, run
 from mta.personalize import PersonalizedUsers, Resources
@@ -97,19 +97,23 @@ def test_a_set_stands_for_its_methods() -> None:
 def test_which_tasks_have_them() -> None:
     asked = ["mta", "mta+prior", "classical"]
     assert methods_for(get_task("lamp-2"), asked) == asked
-    assert methods_for(get_task("lamp-1"), asked) == ["mta", "classical"]
-    assert methods_for(get_task("lamp-4"), asked) == ["mta"]
+    with pytest.raises(ConfigError, match=r"method mta\+prior means nothing for lamp-1"):
+        methods_for(get_task("lamp-1"), asked)
+    assert methods_for(get_task("lamp-1"), ["mta", "classical"]) == ["mta", "classical"]
+    with pytest.raises(ConfigError, match=r"method classical means nothing for lamp-4 \(text answers\)"):
+        methods_for(get_task("lamp-4"), ["mta", "classical"])
     assert depends_on_seed("mta+prior")
     assert not depends_on_seed("classical")
 
 
 @pytest.mark.parametrize("name", ["nothing+prior", "majority+prior", "classical+prior", "+prior"])
 def test_what_has_no_label_scores_has_no_prior(name: str) -> None:
-    with pytest.raises(NotFound, match="unknown method"):
+    with pytest.raises(NotFound, match=r"unknown method|has no label scores to correct"):
         find_method(name)
 
 
 def test_every_method_that_asks_the_model_can_stand_beside_its_prior() -> None:
-    rows = beside_priors(["base", "majority", "mta", "mta+prior"])
+    rows = beside_priors(["base", "majority", "mta", "mta+prior"], get_task("lamp-2"))
     assert methods_for(get_task("lamp-2"), rows) == ["base", "base+prior", "majority", "mta", "mta+prior"]
-    assert methods_for(get_task("lamp-4"), rows) == ["base", "mta"]
+    with pytest.raises(ConfigError, match="label priors mean nothing for lamp-4"):
+        beside_priors(["base", "mta"], get_task("lamp-4"))

@@ -16,7 +16,7 @@ from mta.adapter_files import load_trained
 from mta.baselines.oppu import PUBLISHED, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE
 from mta.errors import ConfigError, DataError
-from mta.evaluation.growth import break_even, markdown_growth, measure_growth
+from mta.evaluation.growth import break_even, costs_per_user, markdown_growth, measure_growth
 from mta.evaluation.run import open_run
 from mta.files import read_json, write_json
 from mta.personalize import personalize_users
@@ -297,6 +297,17 @@ def test_a_user_who_costs_as_much_never_breaks_even(own: int, other: int) -> Non
     for row in break_even(invented(100, own, other)):
         assert row["users"] is None
         assert "for no number of users" in row["statement"]
+
+
+def test_costs_that_overlap_between_groups_give_no_number() -> None:
+    """Groups of 1 and 9 users: 5 and 10 s a user with mta, 9 and 11 with oppu; the means, 9.5 and 10.8, say nothing."""
+    points = invented(100, 5, 9)
+    for row, total in zip(points[2:], (100 + 5 + 9 * 10, 9 + 9 * 11), strict=True):
+        row |= {"seconds": total, "bytes": total}
+    assert costs_per_user([row for row in points if row["method"] == "oppu x"], "seconds") == [9, 11]
+    for row in break_even(points):
+        assert row["users"] is None
+        assert "overlap between groups" in row["statement"]
 
 
 def test_the_published_sizes_break_even_as_their_formula_says() -> None:

@@ -22,6 +22,7 @@ from mta.config import (
 )
 from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
+from mta.evaluation.export import load_user
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import RunResult, run
@@ -42,7 +43,6 @@ METHODS = (
     "base",
     "majority",
     "nearest",
-    "lead",
     "population",
     "adapt-only",
     "merged-only",
@@ -50,7 +50,7 @@ METHODS = (
     "mta",
 )
 CONFIG = replace(RUN, methods=METHODS)
-ANSWERED = {name for name in METHODS if name not in ("majority", "nearest", "lead")}
+ANSWERED = {name for name in METHODS if name not in ("majority", "nearest")}
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -96,7 +96,7 @@ def test_the_folder_holds_every_part(first: RunResult) -> None:
 
 def test_every_method_that_means_something_is_scored_on_every_query(first: RunResult) -> None:
     scores = first.scores
-    assert list(scores["methods"]) == [name for name in METHODS if name != "lead"]
+    assert list(scores["methods"]) == list(METHODS)
     assert (scores["task"], scores["base"], scores["seeds"]) == ("lamp-3", "tiny-random", [42])
     assert (scores["people"], scores["queries"]) == (3, 9)
     for name, method in scores["methods"].items():
@@ -302,7 +302,7 @@ def test_changed_targets_are_answered_again(first: RunResult, tmp_path: Path) ->
 def test_a_folder_of_another_task_is_refused(first: RunResult, tmp_path: Path) -> None:
     folder = copied(first, tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run of task 'lamp-3', not 'lamp-4'"):
-        run(*small_world("lamp-4"), replace(CONFIG, task_id="lamp-4"), folder)
+        run(*small_world("lamp-4"), replace(CONFIG, task_id="lamp-4", methods=("base",)), folder)
     assert read_json(folder / "config.json") == read_json(first.folder / "config.json")
 
 
@@ -317,7 +317,7 @@ def test_scores_of_other_settings_are_not_replaced_without_a_word(
 
 
 def test_a_text_task_has_its_own_controls(tmp_path: Path) -> None:
-    config = replace(CONFIG, task_id="lamp-4", methods=("base", "majority", "nearest", "lead"))
+    config = replace(CONFIG, task_id="lamp-4", methods=("base", "nearest", "lead"))
     done = run(*small_world("lamp-4"), config, tmp_path / "run")
     assert list(done.scores["methods"]) == ["base", "nearest", "lead"]
     assert {"rouge_1", "rouge_l"} <= set(done.scores["methods"]["lead"]["metrics"])
@@ -457,6 +457,12 @@ def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
     config = replace(CONFIG, methods=("base", "mta"), seeds=(5, 6))
     first = run(*small_world(), config, tmp_path / "run")
     heard = Heard()
+    with pytest.raises(ConfigError, match="holds a run repeated under several seeds"):
+        run(*small_world(), replace(config, seeds=()), tmp_path / "run")
+    (target, *_), base = small_world()[1], load_base_model("tiny-random")
+    with pytest.raises(ConfigError, match=r"for example .*seed-5"):
+        load_user(target, run=tmp_path / "run", base=base)
+    assert load_user(target, run=tmp_path / "run" / "seed-6", base=base).adapter is not None
     again = run(*small_world(), replace(config, seeds=(5, 6, 7)), tmp_path / "run", progress=heard)
     assert heard.stages.count("adaptation") == 3
     assert sum(stage == "answers of mta" for stage in heard.stages) == 1
@@ -496,3 +502,13 @@ def test_methods_alone_in_any_subset_and_order_score_the_same(tmp_path: Path) ->
     for name in names:
         alone = run(*small_world(), replace(CONFIG, methods=(name,)), tmp_path / name).scores["methods"][name]
         assert alone["metrics"] == together[name]["metrics"] == backwards[name]["metrics"]
+
+
+def test_rows_that_need_another_person_are_left_out_for_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool, targets = small_world()
+    done = run(pool, targets[:1], replace(CONFIG, methods=("base", "swapped-user")), tmp_path / "one")
+    assert list(done.scores["methods"]) == ["base"]
+    assert "left out swapped-user" in caplog.text
+    with pytest.raises(ConfigError, match="no method is left to run"):
+        run(pool, targets[:1], replace(CONFIG, methods=("swapped-user",)), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -119,6 +119,22 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, na
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize(
+    ("over", "method"),
+    [
+        ("rank", "merged-only"),
+        ("weight", "adapt-only"),
+        ("weight", "uniform-weights"),
+        ("top-k", "oppu"),
+        ("rank", "rag-1"),
+    ],
+)
+def test_settings_that_change_nothing_are_refused(tmp_path: Path, over: str, method: str) -> None:
+    with pytest.raises(ConfigError, match=f"{method} does not depend on {over}"):
+        swept(tmp_path / "sweep", over, (1,), method=method)
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_an_unknown_sweep_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="bank-size, rank, top-k, weight"):
         swept(tmp_path, "depth", (1,))

@@ -26,7 +26,7 @@ from mta.baselines.roles import PRIOR
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
-from mta.errors import ConfigError, unknown_name
+from mta.errors import ConfigError, NotFound, unknown_name
 from mta.personalize import Personalized, PersonalizedUsers, Resources, personalize_users, renderer
 from mta.records import User
 from mta.tasks.task import Task
@@ -174,30 +174,44 @@ def find_method(name: str) -> Method:
     """Return the method called `name`; with the ending "+prior", the method before it under the label prior.
 
     Raises:
-        NotFound: there is none; the message lists those there are.
+        NotFound: there is none; the message lists those there are, and the names of sets.
     """
     stem = name.removesuffix(PRIOR)
-    if stem not in METHODS or (stem != name and stem in WITHOUT_MODEL):
-        raise unknown_name("method", name, METHODS)
+    if stem not in METHODS:
+        raise unknown_name("method", name, [*METHODS, *SETS])
+    if stem != name and stem in WITHOUT_MODEL:
+        raise NotFound(f"method {name!r} does not exist: {stem} has no label scores to correct; leave the {PRIOR} out")
     return METHODS[name] if stem == name else with_label_prior(METHODS[stem])
 
 
 def methods_for(task: Task, names: Sequence[str]) -> list[str]:
-    """Return the methods that mean something for a task, each once, in the given order.
+    """Return the methods with these names, each once, in the given order.
 
-    A name in `SETS` stands for the methods there.
+    A name in `SETS` stands for the methods there that mean something for the task.
 
     Raises:
         NotFound: a name is no method.
+        ConfigError: a method named by itself means nothing for the task.
     """
+    for name in names:
+        if name not in SETS:
+            find_method(name)
+            if not fits(name, task):
+                raise ConfigError(f"method {name} means nothing for {task.task_id} ({task.kind} answers); leave it out")
     every = [method for name in names for method in SETS.get(name, (name,))]
-    for name in every:
-        find_method(name)
-    return [name for name in dict.fromkeys(every) if _fits(name, task)]
+    return [name for name in dict.fromkeys(every) if fits(name, task)]
 
 
-def beside_priors(names: Sequence[str]) -> list[str]:
-    """Return the methods, each that asks the base model followed by itself under the label prior."""
+def beside_priors(names: Sequence[str], task: Task) -> list[str]:
+    """Return the methods, each that asks the base model followed by itself under the label prior.
+
+    Raises:
+        ConfigError: the task has no labels with a meaning of their own.
+    """
+    if not prior_fits(task):
+        raise ConfigError(
+            f"label priors mean nothing for {task.task_id}, whose answers are no fixed labels; leave them out"
+        )
     done = (*WITHOUT_MODEL, *(name for name in names if name.endswith(PRIOR)))
     return [row for name in names for row in ((name,) if name in done else (name, f"{name}{PRIOR}"))]
 
@@ -216,7 +230,8 @@ def over_task_adapter(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(OVER_TASK_ADAPTER.get(name, name) for name in names))
 
 
-def _fits(name: str, task: Task) -> bool:
+def fits(name: str, task: Task) -> bool:
+    """Tell whether a method means something for a task."""
     if name.endswith(PRIOR):
-        return prior_fits(task) and _fits(name.removesuffix(PRIOR), task)
+        return prior_fits(task) and fits(name.removesuffix(PRIOR), task)
     return name not in ONLY_FOR or ONLY_FOR[name](task)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 POPULATION = "population"
 """The control that a personalized method must beat: one adapter for everybody."""
+SWAPPED = "swapped-user"
+"""The control that takes another person's adapter."""
 WITHOUT_BANK = (
     "base",
     "majority",
@@ -24,7 +26,7 @@ ONE_THING_ELSE = (
     "uniform-weights",
     "merged-only-random",
     "merged-only-uniform",
-    "swapped-user",
+    SWAPPED,
 )
 """Controls that are merge-then-adapt but for one thing, which shows what that thing is worth."""
 CONTROLS = (*WITHOUT_BANK, *ONE_THING_ELSE)

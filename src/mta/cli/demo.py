@@ -61,6 +61,7 @@ def demo(
 
     The people's tastes are known, so the best score that anybody could reach is known as well.
     """
+    from mta.baselines.methods import fits
     from mta.cli.loading import load_base
     from mta.data.personas import write_personas
     from mta.evaluation.run import run as run_all
@@ -69,7 +70,8 @@ def demo(
     found = get_task(task)
     size = TINY_SIZE if base == TINY else SIZE
     plan = demo_plan(found.task_id, base, size)
-    config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=size.methods)
+    methods = tuple(name for name in size.methods if fits(name, found))
+    config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=methods)
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         pool, targets = write_personas(

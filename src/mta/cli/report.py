@@ -112,7 +112,7 @@ def _answers(folder: Path, scores: Mapping[str, Any]) -> dict[str, list[Predicti
     """Read the answers behind scores; of repeated runs those of the first seed, which every method has."""
     from mta.evaluation.predictions_file import read_predictions
 
-    repeats = scores.get("run", {}).get("settings", {}).get("seeds")
+    repeats = ((scores.get("run") or {}).get("settings") or {}).get("seeds")
     place = folder / f"seed-{repeats[0]}" if repeats else folder
     if not (place / ANSWERS).exists():
         raise DataError(f"{place} has no {ANSWERS}, so no answers can be shown; give the folder of the run itself")

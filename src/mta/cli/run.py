@@ -89,7 +89,7 @@ def run(
 
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
-    from mta.baselines.methods import beside_priors, methods_for, over_task_adapter
+    from mta.baselines.methods import SETS, beside_priors, fits, methods_for, over_task_adapter
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import run as run_all
     from mta.evaluation.run_config import DEFAULT_METHODS
@@ -100,7 +100,7 @@ def run(
     if task_adapt == "population":
         names = tuple(over_task_adapter(names))
     if prior:
-        names = tuple(methods_for(found, beside_priors(names)))
+        names = tuple(beside_priors(names, found))
     _check_layout(layout, names)
     _check_repeats(seeds, layout, once)
     _check_once(once or (), names, found)
@@ -127,7 +127,7 @@ def run(
             config = replace(
                 config,
                 seeds=tuple(range(plan.adapt.seed, plan.adapt.seed + seeds)),
-                once=tuple(methods_for(found, once or ())),
+                once=tuple(name for name in once or () if name in SETS or fits(name, found)),
             )
         result = run_all(people.pool, people.targets, config, folder, base=model, notes=notes, progress=progress)
     if layout:
@@ -157,10 +157,13 @@ def _check_repeats(seeds: int, layout: str | None, once: Sequence[str] | None) -
 
 def _check_once(once: Sequence[str], names: Sequence[str], task: Task) -> None:
     """Refuse a method that is no row of the table, though it could be one."""
-    from mta.baselines.methods import SETS, methods_for
+    from mta.baselines.methods import SETS, find_method, fits
 
     for name in once:
-        if name not in SETS and methods_for(task, [name]) and name not in names:
+        if name in SETS:
+            continue
+        find_method(name)
+        if fits(name, task) and name not in names:
             raise ConfigError(
                 f"--once {name} is no row of this table, which has {', '.join(names)}; leave it out, or add "
                 f"--method {name}"

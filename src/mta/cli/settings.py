@@ -107,12 +107,19 @@ class Given:
     values: Mapping[Setting, Any]
 
     def apply(self, plan: T) -> T:
-        """Return the plan (or any config with such places) with every given value in place."""
+        """Return the plan (or any config with such places) with every given value in place.
+
+        Raises:
+            ConfigError: a value is out of range; the message names the option.
+        """
         for setting, value in self.values.items():
             if value is None:
                 continue
-            for place in setting.places:
-                plan = _replaced(plan, [*place.split("."), setting.field], value)
+            try:
+                for place in setting.places:
+                    plan = _replaced(plan, [*place.split("."), setting.field], value)
+            except ConfigError as error:
+                raise ConfigError(f"{setting.flag}: {error}") from error
         return plan
 
 

@@ -15,6 +15,7 @@ from mta.bank import Bank, load_bank
 from mta.base_model import BaseModel
 from mta.baselines.methods import PARTS
 from mta.errors import NotFound, unknown_name
+from mta.evaluation.folders import refuse_repeats
 from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
 from mta.lora.adapter import Adapter, cat, recipe
 from mta.lora.peft_format import write_peft
@@ -43,7 +44,9 @@ def load_user(user: User, *, run: Path, base: BaseModel, method: str = "mta") ->
     Raises:
         NotFound, DataError, AdapterError, BankError: see `export_user`.
         DataError: the adapter was trained on another history than this user's, who has queries to be scored.
+        ConfigError: the run was repeated under several seeds, and none of them is named.
     """
+    refuse_repeats(run)
     bank = load_bank(run / "bank", base=base)
     settings = _settings(run / "adapters", method)
     settings.check_history(user)
@@ -77,7 +80,9 @@ def export_user(
         DataError: the run did not answer with this method, or its record is damaged.
         AdapterError: the adapter is damaged, not the one the run answered with, or of another base model than the bank.
         BankError: the bank is damaged, or not the one the run answered with.
+        ConfigError: the run was repeated under several seeds, and none of them is named.
     """
+    refuse_repeats(run)
     bank = load_bank(bank_folder or run / "bank")
     adapters = run if bank_folder else run / "adapters"
     found = whole_adapter(adapters, user_id, bank=bank, method=method)

@@ -40,6 +40,26 @@ def refuse_other_results(folder: Path, kind: str) -> None:
         raise ConfigError(f"{folder} holds the results of a {held}, which would be replaced; choose another folder")
 
 
+def repeated_seeds(folder: Path) -> list[int]:
+    """Return the seeds under which the run in a folder was repeated; [] for a plain run or none."""
+    config = read_earlier(folder / CONFIG).get("config")
+    seeds = config.get("seeds") if isinstance(config, dict) else None
+    return list(seeds) if isinstance(seeds, list) else []
+
+
+def refuse_repeats(folder: Path) -> None:
+    """Check that a run has adapters and answers of its own, not one set for each of several seeds.
+
+    Raises:
+        ConfigError: it has several.
+    """
+    if seeds := repeated_seeds(folder):
+        raise ConfigError(
+            f"{folder} holds a run repeated under the seeds {', '.join(map(str, seeds))}, each with users of its own; "
+            f"give one of them, for example {folder / f'seed-{seeds[0]}'}"
+        )
+
+
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a row of a table."""
     return {name: value for name, value in settings.items() if name not in FREE}

@@ -324,7 +324,8 @@ def break_even(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Say from how many users on MTA costs less than OPPU, by the cost of a user measured over all users.
 
     With F for the bank and m and o for a user under MTA and OPPU, MTA costs less where F + n m < n o, so for
-    n > F / (o - m); never where m is not below o.
+    n > F / (o - m); never where m is not below o. Where the costs of a user in the groups of one overlap those of the
+    other, the difference is within what one measurement differs from the next, and no number is given.
 
     Args:
         points: of growth.json.
@@ -333,19 +334,32 @@ def break_even(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         A row for each measure and pair: the three costs, the smallest such number of users ("users", None for
         never), and a sentence that says it.
     """
-    last = {point["method"]: point for point in points}  # the points of a method ascend
-    ours, theirs = ([name for name in last if name.startswith(start)] for start in ("mta ", "oppu "))
-    return [_break_even(measure, last[a], last[b]) for measure, a, b in product(MEASURES, ours, theirs)]
+    of: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:  # the points of a method ascend
+        of.setdefault(point["method"], []).append(point)
+    ours, theirs = ([name for name in of if name.startswith(start)] for start in ("mta ", "oppu "))
+    return [_break_even(measure, of[a], of[b]) for measure, a, b in product(MEASURES, ours, theirs)]
 
 
-def _break_even(measure: str, mta: Mapping[str, Any], rival: Mapping[str, Any]) -> dict[str, Any]:
+def costs_per_user(points: Sequence[Mapping[str, Any]], measure: str) -> list[float]:
+    """Return what a user of each group costs, the bank not counted, from the ascending points of one method."""
+    sums = [(0, 0.0), *((point["users"], point[measure] - point[f"bank_{measure}"]) for point in points)]
+    return [(after - before) / (users - fewer) for (fewer, before), (users, after) in pairwise(sums)]
+
+
+def _break_even(measure: str, ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    mta, rival = ours[-1], theirs[-1]
     bank = mta[f"bank_{measure}"]
     own, other = (mta[measure] - bank) / mta["users"], rival[measure] / rival["users"]
-    users = floor(bank / (other - own)) + 1 if own < other else None
+    mine, its = costs_per_user(ours, measure), costs_per_user(theirs, measure)
+    apart = max(mine) < min(its) or max(its) < min(mine)
+    users = floor(bank / (other - own)) + 1 if own < other and apart else None
     does, shown = ("trains in less time", TIME) if measure == "seconds" else ("stores less", SIZE)
     costs = f"{format_cost(shown, bank)} once and {format_cost(shown, own)} a user against {format_cost(shown, other)}"
     beyond = f", beyond the {mta['users']} measured" if users and users > mta["users"] else ""
     when = f"from {users} users on{beyond}" if users else "for no number of users"
+    if not apart:
+        when = "for no number of users that can be told, as the costs of a user overlap between groups"
     return {
         "measure": measure,
         "mta": mta["method"],

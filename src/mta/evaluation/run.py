@@ -27,6 +27,7 @@ from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.methods import PARTS, depends_on_seed, find_method, methods_for
+from mta.baselines.roles import PRIOR, SWAPPED
 from mta.config import changed_settings, to_dict
 from mta.data.people import person_names, rule_for
 from mta.data.splits import check_disjoint
@@ -100,7 +101,7 @@ def run(
     """
     started = time.monotonic()
     task = config.task
-    methods = methods_for(task, config.methods)
+    methods = _possible(methods_for(task, config.methods), task, targets)
     repeated = [name for name in methods if depends_on_seed(name) and name not in methods_for(task, config.once)]
     parts: list[_Part] = []
     if config.seeds:
@@ -120,6 +121,17 @@ def run(
         MERGES_APART: _merges_apart(parts),
     }
     return _write_results(folder, scores, list(parts[0].records.values()), targets, task)
+
+
+def _possible(methods: Sequence[str], task: Task, targets: Sequence[User]) -> list[str]:
+    """Leave out the rows that need another person than the one there is, and say so."""
+    alone = len(set(person_names(targets, rule=rule_for(task.task_id)).values())) == 1
+    left_out = [name for name in methods if alone and name.removesuffix(PRIOR) == SWAPPED]
+    if left_out:
+        log.warning("left out %s: the targets are one person, and it takes another one's adapter", left_out[0])
+    if not (kept := [name for name in methods if name not in left_out]):
+        raise ConfigError("no method is left to run; name one with --method, or give more target users")
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +283,11 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
             f"{path.parent} holds a run on base model {settings.get('base')!r} "
             f"({str(found['base_fingerprint'])[:12]}), not on {base.name!r} ({base.fingerprint[:12]}); choose another "
             "folder"
+        )
+    if bool(settings.get("seeds")) != bool(config.seeds) and (path.parent / SCORES).exists():
+        held = "repeated under several seeds" if settings.get("seeds") else "without repeats"
+        raise ConfigError(
+            f"{path.parent} holds a run {held}, whose answers would stay beside the new scores; choose another folder"
         )
     changed = changed_settings(deciding(settings), deciding(to_dict(config)))
     if changed and (path.parent / SCORES).exists():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from mta.baselines.methods import SETS
 from mta.config import BankConfig, EngineConfig, MergeConfig, TrainConfig
 from mta.errors import ConfigError
 from mta.tasks import get_task
 from mta.tasks.released import RELEASED, released_answers
 from mta.tasks.task import Task
 
-DEFAULT_METHODS = SETS["usual"]
+DEFAULT_METHODS = ("usual",)
 JUDGED = "mta"
 """The method that is compared with every other one in the table."""
 
@@ -37,7 +36,7 @@ class RunConfig:
     adapt: TrainConfig = field(default_factory=TrainConfig)
     """Stage 3."""
     methods: tuple[str, ...] = DEFAULT_METHODS
-    """Rows of the table; controls that mean nothing for the task are left out."""
+    """Rows of the table; names in `baselines.methods.SETS` stand for several."""
     seeds: tuple[int, ...] = ()
     """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
     answers: str = "official"

@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mta.base_model import BaseModel
-from mta.baselines.methods import find_method
+from mta.baselines.methods import PARTS, depends_on_seed, find_method
+from mta.baselines.roles import PRIOR
 from mta.config import to_dict
 from mta.data.people import person_names, rule_for
 from mta.errors import ConfigError, unknown_name
@@ -143,11 +144,16 @@ def run_sweep(
         The content of scores.json: one method a point.
 
     Raises:
-        ConfigError: a value the setting cannot have, more anchors than the bank has, or a folder with other results.
+        ConfigError: the method does not depend on the setting, a value it cannot have, more anchors than the bank has,
+            or a folder with other results.
         DataError: see `run`.
     """
     started = time.monotonic()
     sweep, asked = find_sweep(over), find_method(method)
+    if not _has_effect(over, method):
+        raise ConfigError(
+            f"{method} does not depend on {over}, so all points would be equal; sweep mta, or another setting"
+        )
     config = replace(config, methods=(method,), seeds=())
     _points(sweep, over, values, config)
     points = _points(sweep, over, [*_earlier_values(folder, over, method, config), *(values or sweep.usual)], config)
@@ -189,6 +195,18 @@ def run_sweep(
     scores["run"] = {**(notes or {}), **run_card(config, [had[label] for label in points], targets, scores, seconds)}
     _write(folder, scores, rows)
     return scores
+
+
+def _has_effect(over: str, method: str) -> bool:
+    """Tell whether a method may change with a setting; of methods that are not put together here, it is not known."""
+    if not depends_on_seed(method) or method.startswith("oppu"):
+        return False
+    parts = PARTS.get(method.removesuffix(PRIOR))
+    if parts is None:
+        return True
+    if over == "rank":
+        return parts.adapted
+    return parts.merged and not (over == "weight" and parts.weights)
 
 
 def _earlier_values(folder: Path, over: str, method: str, config: RunConfig) -> list[float]:
