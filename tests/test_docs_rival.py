@@ -1,58 +1,62 @@
-"""docs/adding_a_rival.md does what it says: its file and its line make a row of the table."""
+"""docs/adding_a_rival.md does what it says: its file and its lines make a row of the table."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from typing import Any
 
 import pytest
 
-from mta.baselines import methods
-from mta.evaluation.answers import method_record
-from mta.evaluation.run import open_run, run
-from mta.personalize import match_users
-from small_run import RUN, small_world
+from cli_world import QUICK, film_record, good, write_films
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "adding_a_rival.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "adding_a_rival.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def written(folder: Path) -> tuple[ModuleType, str]:
-    """Put the page's file into a folder and import it; return it with the page's dict line."""
-    code, line = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    path = folder / "nearest_anchor.py"
-    path.write_text(code)
-    spec = importlib.util.spec_from_file_location("nearest_anchor", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module, line
+def follow_the_page(source: Path) -> None:
+    """Add the page's file and its two lines to a copy of the package, where the page says."""
+    code, imported, line = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (place,) = re.findall(r"`src/(mta/baselines/\w+\.py)`:\n\n```python", PAGE)
+    (source / place).write_text(code)
+    methods = source / "mta" / "baselines" / "methods.py"
+    text = methods.read_text()
+    text = text.replace("from mta.baselines.oppu import", f"{imported}from mta.baselines.oppu import", 1)
+    methods.write_text(text.replace('"base": base_model,\n', f'"base": base_model,\n        {line}', 1))
 
 
-def test_one_file_and_one_line_make_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, line = written(tmp_path)
-    added = eval(f"{{{line}}}", vars(module))
-    monkeypatch.setattr(methods, "METHODS", MappingProxyType({**methods.METHODS, **added}))
-    config = replace(RUN, methods=("base", "mta", "nearest-anchor"))
-    scores = run(*small_world(), config, tmp_path / "run").scores
-    assert list(scores["methods"]) == ["base", "mta", "nearest-anchor"]
-    assert ("mta", "nearest-anchor") in {(row["a"], row["b"]) for row in scores["comparisons"]}
-    assert "nearest-anchor" in (tmp_path / "run" / "report.html").read_text()
-    pool, targets = small_world()
-    one = run(pool, targets, replace(config, top_k=1, methods=("merged-only",)), tmp_path / "one").scores
-    assert scores["methods"]["nearest-anchor"]["metrics"] == pytest.approx(one["methods"]["merged-only"]["metrics"])
+def test_one_file_and_one_line_make_a_row(tmp_path: Path) -> None:
+    """The row is that of merging one anchor, with statistics, costs and its place on the page, alone or with others."""
+    shutil.copytree(ROOT / "src" / "mta", tmp_path / "src" / "mta")
+    follow_the_page(tmp_path / "src")
+    pool = write_films(tmp_path / "pool_questions.json", [film_record(name) for name in ("abe", "bea", "cleo")])
+    targets = write_films(tmp_path / "target_questions.json", [film_record(name) for name in ("dan", "eve")])
+    world = [str(word) for word in ("run", "lamp-2", "--pool", pool, "--targets", targets, *QUICK, "--threads", 1)]
 
+    def scores(name: str, *methods: str) -> dict[str, Any]:
+        rows = [word for method in methods for word in ("--method", method)]
+        command = [sys.executable, "-c", "from mta.cli.main import main; main()", *world, *rows]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / name)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads((tmp_path / name / "scores.json").read_text()))
 
-def test_it_needs_nothing_but_the_function(tmp_path: Path) -> None:
-    module, _ = written(tmp_path)
-    pool, targets = small_world()
-    resources = open_run(pool, targets, RUN, tmp_path / "run")
-    record = method_record("anything", module.nearest_anchor, targets, resources, tmp_path / "run")
-    assert len(record.predictions) == 9
-    assert set(match_users(targets, resources)) == {row.user_id for row in record.predictions}
-    assert "nearest_anchor" not in sys.modules
+    both = scores("both", "base", "mta", "nearest-anchor")
+    row = both["methods"]["nearest-anchor"]
+    assert list(both["methods"]) == ["base", "mta", "nearest-anchor"]
+    assert both["judged"]["best_rival"]["nll"] == "nearest-anchor"
+    assert ("mta", "nearest-anchor") in {(pair["a"], pair["b"]) for pair in both["comparisons"]}
+    assert row["shared_train_seconds"] == both["methods"]["mta"]["shared_train_seconds"] > 0
+    assert "nearest-anchor" in (tmp_path / "both" / "report.html").read_text()
+    assert scores("alone", "nearest-anchor")["methods"]["nearest-anchor"]["metrics"] == row["metrics"]
+    good(*world, "--top-k", 1, "--method", "merged-only", "--out", tmp_path / "one")
+    one = json.loads((tmp_path / "one" / "scores.json").read_text())["methods"]["merged-only"]
+    assert row["metrics"] == pytest.approx(one["metrics"])
