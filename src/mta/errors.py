@@ -57,6 +57,6 @@ class NotFound(MtaError, KeyError):
 def unknown_name(what: str, got: str, known: Iterable[str]) -> NotFound:
     """Build the error for a name that is not among `known`; the list comes from the caller's own table."""
     names = sorted(known)
-    close = get_close_matches(got, names, n=1)
+    close = get_close_matches(got, names, n=1, cutoff=0.85)
     hint = f"did you mean {close[0]}? " if close else ""
     return NotFound(f"unknown {what} {got!r}; {hint}known: {', '.join(names)}")

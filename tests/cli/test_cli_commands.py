@@ -54,6 +54,13 @@ ORDER = (
 NEEDS_NETWORK = ("data download",)
 
 
+def test_names_of_options_are_whole_on_a_narrow_screen() -> None:
+    shown = CliRunner().invoke(app, ["run", "--help"], terminal_width=80, env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    cut = [line for line in shown.stdout.splitlines() if re.match(r"\W*--[\w-]*…", line)]
+    assert "--bank-held-out-share" in shown.stdout
+    assert not cut
+
+
 def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
     """Every command with the words that call it."""
     for name, found in group.commands.items():

@@ -193,7 +193,7 @@ def test_a_diverged_adapter_is_refused_whatever_the_record_says(diverged_run: Pa
 
 def test_unknown_method_is_refused(finished_run: Path, tmp_path: Path) -> None:
     message = refused("export", finished_run, "--user", "dan", "--method", "mtaa", "--out", tmp_path / "peft")
-    assert "unknown method that keeps adapters 'mtaa'; known: adapt-only, merged-only" in message
+    assert "unknown method that keeps adapters 'mtaa'; did you mean mta? known: adapt-only, merged-only" in message
 
 
 def test_a_loaded_user_answers_as_in_the_run(finished_run: Path, films: Any) -> None:

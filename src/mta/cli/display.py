@@ -72,6 +72,7 @@ def show_scores(scores: Mapping[str, Any]) -> None:
         method_notes,
         metric_title,
         reading_line,
+        rows_are,
         run_line,
         shown_costs,
     )
@@ -84,9 +85,9 @@ def show_scores(scores: Mapping[str, Any]) -> None:
         return
     metrics, costs, methods = shown_metrics(scores), shown_costs(scores), scores["methods"].items()
     rows = [[name, *(_score(scores, name, metric) for metric in metrics)] for name, _ in methods]
-    show_table(["method", *map(metric_title, metrics)], rows, title=run_line(scores))
+    show_table([rows_are(scores), *map(metric_title, metrics)], rows, title=run_line(scores))
     rows = [[name, *(format_cost(cost, method.get(cost)) for cost in costs)] for name, method in methods]
-    show_table(["method", *(COST_TITLES[cost] for cost in costs)], rows)
+    show_table([rows_are(scores), *(COST_TITLES[cost] for cost in costs)], rows)
     for line in (reading_line(scores), marks_line(scores, second="Underlined"), *method_notes(scores), *merges):
         typer.echo(line)
 

@@ -100,6 +100,9 @@ def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> 
         here = [user for user in users if user in known]
         task = get_task(scores["task"])
         people = load_users(targets, task) if targets and here else ()
+        unknown = set(here) - {one.user_id for one in people} if people else set()
+        if unknown:
+            raise NotFound(f"user {min(unknown)!r} is not in {targets}; give the run's targets, or leave it out")
         cases += build_cases(predictions, task=task, people=people, users=here) if here else []
         shown.update(here)
     missing = [user for user in users if user not in shown]

@@ -39,6 +39,10 @@ T = TypeVar("T")
 TINY = "tiny-random"
 
 
+METAVARS = {int: "N", float: "X"}
+"""How values stand in the help: short, so that the names of long options fit into 80 columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One option that sets one config field, in one or several places of a `Plan`."""
@@ -64,7 +68,8 @@ class Setting:
             kind = Literal[self.choices]
         text = field_help(self.owner, self.field).replace("[", "\\[")
         flags = f"{self.flag}/--no-{self.name.replace('_', '-')}" if kind is bool else self.flag
-        option = typer.Option(flags, help=text, rich_help_panel=self.panel, show_default=False)
+        metavar = "" if kind is bool else METAVARS.get(kind, "NAME")
+        option = typer.Option(flags, help=text, metavar=metavar, rich_help_panel=self.panel, show_default=False)
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
         )

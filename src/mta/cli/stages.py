@@ -197,7 +197,8 @@ def generate(
         with progress("answers") as step:
             made = predict(list(people.users.values()), base=model, engine=plan.engine, step=step)
     write_predictions(out, {method: made.rows})
-    typer.echo(f"{len(made.rows)} answers of {len(users)} users in {out}")
+    asked = len({row.user_id for row in made.rows})
+    typer.echo(f"answers: {len(made.rows)}, to users: {asked}, in {out}")
     if made.cut_prompts:
         note(f"{made.cut_prompts} prompts were cut to fit the model, their history first")
 

@@ -22,7 +22,7 @@ import requests
 
 from mta.data.checks import looks_like_html, refuse_html
 from mta.errors import DataError, MtaError, StorageError, unknown_name
-from mta.files import make_folder, read_json, storage_errors
+from mta.files import folder_if_used, read_json, storage_errors
 from mta.tasks import get_task
 
 OFFICIAL_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
@@ -85,8 +85,8 @@ def download_lamp(
     paths = []
     for url, path in (place for places in wanted for place in places):
         if not is_complete(path):
-            make_folder(path.parent)
-            _download(_Job(url, path, on_progress, timeout_s), attempts)
+            with folder_if_used(path.parent):
+                _download(_Job(url, path, on_progress, timeout_s), attempts)
         paths.append(path)
     return paths
 

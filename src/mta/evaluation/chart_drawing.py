@@ -123,7 +123,7 @@ def _y_range(chart: Chart, points: Sequence[Point]) -> tuple[float, float]:
     every = [*points, *(chart.reference.points if chart.reference else ())]
     bounds = [value for point in every for value in (point.y, point.low, point.high) if value is not None]
     low, high = padded(min(bounds), max(bounds))
-    return (0.0 if chart.from_zero else low), high
+    return (0.0 if chart.from_zero or low < 0 <= min(bounds) else low), high
 
 
 def _x_labels(points: Sequence[Point], low: float, high: float) -> list[tuple[float, str]]:
@@ -161,8 +161,7 @@ def draw_chart(path: Path, chart: Chart) -> None:
         _draw_reference(axes, chart.reference)
     labels = _x_labels([p for line in chart.lines for p in line.points], *axes.get_xlim())
     axes.set_xticks([value for value, _ in labels], [text for _, text in labels])
-    if chart.from_zero:
-        axes.set_ylim(bottom=0)
+    axes.set_ylim(*_y_range(chart, [point for line in chart.lines for point in line.points]))
     axes.set_xlabel(plain_text(chart.x_title))
     axes.set_ylabel(plain_text(chart.y_title))
     axes.set_title(plain_text(chart.title), fontsize=10, loc="left")

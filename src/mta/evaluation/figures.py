@@ -97,16 +97,17 @@ def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: st
         x_title=str(sweep["title"]),
         y_title=metric_title(metric),
         lines=(Line(name=str(sweep["method"]), points=tuple(point for point in points if point)),),
-        reference=Line(name=_unchanged(scores), points=(asked,), colour=1) if asked else None,
+        reference=Line(name=_unchanged(scores, asked), points=(asked,), colour=1) if asked else None,
         note=basis_line(scores),
     )
 
 
-def _unchanged(scores: Mapping[str, Any]) -> str:
-    """Name the weights of the point that was not changed."""
+def _unchanged(scores: Mapping[str, Any], point: Point) -> str:
+    """Name the weights of the point that was not changed, and its band."""
     settings = (scores.get("run") or {}).get("settings") or {}
     weights = (settings.get("merge") or {}).get("weights", "similarity")
-    return "by similarity (Eq. 6)" if weights == "similarity" else f"as asked: {weights}"
+    name = "by similarity (Eq. 6)" if weights == "similarity" else f"as asked: {weights}"
+    return name if point.low is None else f"{name}, band: its interval"
 
 
 def _first_upper(text: str) -> str:

@@ -54,7 +54,7 @@ def markdown_table(scores: Mapping[str, Any]) -> str:
     """
     scores = check_scores(scores)
     metrics, costs = shown_metrics(scores), shown_costs(scores)
-    head = ["method", *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
+    head = [_escape(rows_are(scores)), *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
     rows = [
         [
             _escape(name),
@@ -188,6 +188,12 @@ def metric_title(name: str) -> str:
     if name not in MEASURES:
         return name
     return f"{metric_name(name)} {'↑' if MEASURES[name].higher_is_better else '↓'}"
+
+
+def rows_are(scores: Mapping[str, Any]) -> str:
+    """Say what the rows of the table are: methods, or in a sweep the values of its setting."""
+    sweep = scores.get("sweep")
+    return f"{sweep['over']}, {sweep['method']}" if isinstance(sweep, Mapping) else "method"
 
 
 def run_line(scores: Mapping[str, Any]) -> str:
