@@ -29,12 +29,13 @@ sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
 }
 
 start_from() { # start_from SWEEP POINT: the bank of the run, and its adapters for the point with the run's settings
-  local out=$runs/figures/$task/$1
+  local out=$runs/figures/$task/$1 run=$runs/$task/seed-42
+  [ -e "$run" ] || run=$runs/$task # one seed
   [ -e "$out" ] && return
   rm -rf "$out.part"
   mkdir -p "$out.part/points/$2/adapters"
-  cp -r "$runs/$task/seed-42/bank" "$out.part/bank"
-  cp -r "$runs/$task/seed-42/adapters/mta" "$out.part/points/$2/adapters/mta"
+  cp -r "$run/bank" "$out.part/bank"
+  cp -r "$run/adapters/mta" "$out.part/points/$2/adapters/mta"
   mv "$out.part" "$out"
 }
 
