@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mta.evaluation.scores import shown_metrics
-from mta.evaluation.table import markdown_table, metric_title
+from mta.evaluation.table import capped_items, markdown_table, metric_title
 from mta.files import read_json, write_text
 
 HEAD = """# Results: real users, a small real model
@@ -28,7 +28,8 @@ the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
 
 The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
 4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh` and `benchmarks/figures.sh`, gathered by
-`benchmarks/results.sh`.
+`benchmarks/results.sh`. Figure 7, answers to one person side by side, is left out because it would print people's texts;
+`mta report RUN --user ID --targets FILE` makes it from a run.
 """
 
 
@@ -44,6 +45,13 @@ def overview(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def once(scores: Mapping[str, Any]) -> str:
+    """Name the trained rows that answered under one seed where others have several; "" where there are none."""
+    several = len(scores["seeds"]) > 1
+    names = [name for name, method in scores["methods"].items() if several and len(method.get("seeds", ())) == 1]
+    return ", ".join(names)
+
+
 def section(scores: Mapping[str, Any]) -> str:
     """One task: what was done, and where its table is."""
     card = scores["run"]
@@ -54,6 +62,8 @@ def section(scores: Mapping[str, Any]) -> str:
         f"- `{card['command']}`",
         f"- {scores['people']} people, {scores['queries']} questions; seeds {scores['seeds']}; anchors asked / kept: "
         f"{card['anchors asked / kept']}; K = {top_k}; merge {card['merge cat vs linear']}",
+        *([f"- one seed only, to save time: {once(scores)}"] if once(scores) else []),
+        *([f"- trained on at most {capped_items(scores)}"] if capped_items(scores) else []),
         *(f"- {name}: {card[name]}" for name in wanted if name in card),
         f"- [every method with intervals, comparisons, slices]({scores['task']}/table.md)",
     ]
