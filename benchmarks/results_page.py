@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mta.evaluation.scores import shown_metrics
+from mta.evaluation.scores_file import shown_metrics
 from mta.evaluation.table import capped_items, markdown_table, metric_title
 from mta.files import read_json, write_text
 
@@ -28,8 +28,8 @@ the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
 
 The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
 4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh` and `benchmarks/figures.sh`, gathered by
-`benchmarks/results.sh`. Figure 7, answers to one person side by side, is left out because it would print people's texts;
-`mta report RUN --user ID --targets FILE` makes it from a run.
+`benchmarks/results.sh`. Figure 7, answers to one person side by side, is left out because it would print people's
+texts; `mta report RUN --user ID --targets FILE` makes it from a run.
 """
 
 

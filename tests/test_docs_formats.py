@@ -25,7 +25,8 @@ from mta.evaluation.reference_results import user_metrics
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import run
 from mta.evaluation.run_config import RunConfig
-from mta.evaluation.scores import MethodRecord, build_scores, check_scores
+from mta.evaluation.scores import MethodRecord, build_scores
+from mta.evaluation.scores_file import check_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
 from mta.evaluation.statistics import standard_deviation
 from mta.files import read_json

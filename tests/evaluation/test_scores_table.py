@@ -9,18 +9,10 @@ from typing import Any
 import pytest
 
 from mta.errors import DataError, NotFound
+from mta.evaluation.marks import best_methods, is_proven, second_methods
 from mta.evaluation.report import comparability, render_report
-from mta.evaluation.scores import (
-    MethodRecord,
-    best_methods,
-    build_scores,
-    check_scores,
-    finite,
-    is_proven,
-    planned_comparisons,
-    second_methods,
-    shown_metrics,
-)
+from mta.evaluation.scores import MethodRecord, build_scores, planned_comparisons
+from mta.evaluation.scores_file import check_scores, finite, shown_metrics
 from mta.evaluation.statistics import holm
 from mta.evaluation.table import (
     comparison_line,

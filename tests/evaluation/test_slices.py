@@ -12,7 +12,8 @@ import pytest
 
 from mta.errors import ConfigError, DataError
 from mta.evaluation.report import render_report
-from mta.evaluation.scores import MethodRecord, build_scores, check_scores
+from mta.evaluation.scores import MethodRecord, build_scores
+from mta.evaluation.scores_file import check_scores
 from mta.evaluation.slices import (
     SEEN,
     UNSEEN,

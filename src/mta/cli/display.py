@@ -61,7 +61,7 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     """Print one run's scores: a table in a terminal, Markdown into a file or pipe."""
     import sys
 
-    from mta.evaluation.scores import shown_metrics
+    from mta.evaluation.scores_file import shown_metrics
     from mta.evaluation.table import (
         COST_TITLES,
         MERGES_APART,
@@ -95,7 +95,8 @@ def show_scores(scores: Mapping[str, Any]) -> None:
 def _score(scores: Mapping[str, Any], name: str, metric: str) -> Text:
     from rich.text import Text
 
-    from mta.evaluation.scores import best_methods, finite, interval_of, is_proven, second_methods
+    from mta.evaluation.marks import best_methods, is_proven, second_methods
+    from mta.evaluation.scores_file import finite, interval_of
     from mta.evaluation.table import format_interval, format_score, seed_sd
 
     method = scores["methods"][name]

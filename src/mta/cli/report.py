@@ -68,7 +68,7 @@ def report(
 
 
 def _scores_of_run(folder: Path) -> dict[str, Any]:
-    from mta.evaluation.scores import check_scores
+    from mta.evaluation.scores_file import check_scores
     from mta.files import read_json
 
     scores = check_scores(read_json(folder / "scores.json"))
@@ -87,7 +87,7 @@ def _cases(runs: Sequence[Path], users: Sequence[str], targets: Path | None) -> 
     """Answers side by side, of the users who are named; without names a report holds nobody's text."""
     from mta.cli.loading import load_users
     from mta.evaluation.cases import build_cases
-    from mta.evaluation.scores import check_scores
+    from mta.evaluation.scores_file import check_scores
     from mta.files import read_json
     from mta.tasks import get_task
 

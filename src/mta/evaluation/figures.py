@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta.errors import DataError
-from mta.evaluation.scores import check_scores, finite, interval_of, shown_metrics
+from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.table import basis_line, metric_name, metric_title
 from mta.files import safe_name
 

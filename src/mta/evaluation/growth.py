@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 TARGETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"all-linear": ALL_LINEAR, "q,v": QUERY_VALUE})
 """Name in the table -> layers with an adapter, in the bank and of every user."""
 BYTES_PER_VALUE = 4
-MEASURES = ("seconds", "bytes")
+COST_MEASURES = ("seconds", "bytes")
 MATCHING = "matching.json"
 TIME, SIZE = "train_seconds", "adapter_bytes_per_user"
 """Costs as `format_cost` knows them, for the unit."""
@@ -338,7 +338,7 @@ def break_even(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for point in points:  # the points of a method ascend
         of.setdefault(point["method"], []).append(point)
     ours, theirs = ([name for name in of if name.startswith(start)] for start in ("mta ", "oppu "))
-    return [_break_even(measure, of[a], of[b]) for measure, a, b in product(MEASURES, ours, theirs)]
+    return [_break_even(measure, of[a], of[b]) for measure, a, b in product(COST_MEASURES, ours, theirs)]
 
 
 def costs_per_user(points: Sequence[Mapping[str, Any]], measure: str) -> list[float]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mta.baselines.roles import WITHOUT_BANK, is_control
 from mta.errors import ConfigError, DataError
-from mta.evaluation.scores import check_scores, finite, interval_of
+from mta.evaluation.scores_file import check_scores, finite, interval_of
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import format_interval, format_score, metric_title, run_line
 from mta.files import write_bytes

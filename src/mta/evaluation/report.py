@@ -19,19 +19,10 @@ from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.chart_drawing import chart_layout
 from mta.evaluation.figures import Chart
+from mta.evaluation.marks import best_methods, is_proven, judged_method, opponents_of, second_methods
 from mta.evaluation.paper_view import paper_tables
 from mta.evaluation.plots import plot_layout
-from mta.evaluation.scores import (
-    best_methods,
-    check_scores,
-    finite,
-    interval_of,
-    is_proven,
-    judged_method,
-    opponents_of,
-    second_methods,
-    shown_metrics,
-)
+from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.table import (
     COST_TITLES,
     SLICES_LINE,

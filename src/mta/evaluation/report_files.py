@@ -14,7 +14,7 @@ from mta.evaluation.chart_drawing import draw_chart
 from mta.evaluation.figures import Chart
 from mta.evaluation.paper_view import csv_paper_table, markdown_paper_table, paper_tables
 from mta.evaluation.plots import interval_plot
-from mta.evaluation.scores import shown_metrics
+from mta.evaluation.scores_file import shown_metrics
 from mta.evaluation.table import csv_table, markdown_comparisons, markdown_slices, markdown_table
 from mta.files import safe_name, write_text
 

@@ -15,19 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mta.evaluation.scores import (
-    COSTS,
-    SIGNIFICANT,
-    best_methods,
-    check_scores,
-    finite,
-    interval_of,
-    is_proven,
-    judged_method,
-    opponents_of,
-    second_methods,
-    shown_metrics,
-)
+from mta.evaluation.marks import SIGNIFICANT, best_methods, is_proven, judged_method, opponents_of, second_methods
+from mta.evaluation.scores_file import COSTS, check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.statistics import MEASURES
 
 DASH = "–"
