@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data is, when it is there; one thread for tiny matrices."""
+"""Shared fixtures: where the real data is, when it is there; one thread for tiny matrices; no deadlines."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+settings.register_profile("any machine", deadline=None)  # a busy one is no failure
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -190,7 +190,7 @@ def test_population_saw_as_many_tokens_as_the_anchors(first: RunResult) -> None:
     assert first.scores["run"]["anchor tokens trained"] == anchors
 
 
-def test_nothing_leaves_the_folder_but_vectors(first: RunResult, cache: Path) -> None:
+def test_nothing_leaves_the_folder_but_vectors(first: RunResult) -> None:
     assert {path.name for path in first.folder.parent.iterdir()} == {"first"}
 
 
