@@ -13,4 +13,5 @@ options=()
 for file in figures/*/growth.json; do [ -e "$file" ] && options+=(--growth "$file"); done
 for file in figures/*/*/scores.json; do [ -e "$file" ] && options+=(--sweep "$(dirname "$file")"); done
 "$mta" report lamp-1 lamp-2 lamp-3 lamp-4 lamp-5 "${options[@]}" --plots plots --tables tables --out report.html
+rm -f tables/lamp-*  # each task's table lies beside its scores already
 "$python" "$here/benchmarks/results_page.py" .

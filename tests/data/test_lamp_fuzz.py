@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mta.data.read import read_users
 from mta.data.splits import find_leaks
-from mta.errors import MtaError
+from mta.errors import DataError, MtaError
 
 LAMP = [
     {"id": "a-1", "user_id": "a", "input": "q: one", "profile": [{"id": "p", "text": "x", "score": 3, "date": 2001}]},
@@ -64,6 +64,17 @@ def texts(draw: st.DrawFn, original: Any, *, lines: bool) -> bytes:
 
 
 @pytest.mark.parametrize("kind", list(SOURCES))
+def test_without_damage_everything_is_read(tmp_path: Path, kind: str) -> None:
+    rows = SOURCES[kind]
+    lines = rows if kind == "jsonl" else [rows]
+    path = tmp_path / "x_questions.json"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "x_outputs.json").write_text(json.dumps(OUTPUTS))
+    names = [user.user_id for user in read_users(path, format=kind).users]
+    assert names == {"lamp": ["a", "2"], "processed": ["1"], "jsonl": ["a"]}[kind]
+
+
+@pytest.mark.parametrize("kind", list(SOURCES))
 @pytest.mark.parametrize("auto", [False, True])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
@@ -81,4 +92,18 @@ def test_only_errors_of_ours(
     with contextlib.suppress(MtaError):
         users = read_users(path, format="auto" if auto else kind).users
         find_leaks(users, users)
-        json.dumps([user.user_id for user in users], ensure_ascii=False).encode()
+        names = [user.user_id for user in users]
+        json.dumps(names, ensure_ascii=False).encode()
+        assert len(set(names)) == len(names) > 0
+
+
+@pytest.mark.parametrize(("kind", "empty"), [("lamp", "[]"), ("processed", "[]"), ("jsonl", ""), ("jsonl", "\n\n")])
+def test_a_file_without_records_is_refused_whether_or_not_its_format_is_named(
+    tmp_path: Path, kind: str, empty: str
+) -> None:
+    path = tmp_path / "x_questions.json"
+    path.write_text(empty)
+    (tmp_path / "x_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": []}))
+    for named in (kind, "auto"):
+        with pytest.raises(DataError, match="fetch or write it again"):
+            read_users(path, format=named)

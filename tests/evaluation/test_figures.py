@@ -103,7 +103,10 @@ def test_costs_start_at_zero_and_many_values_get_round_ticks() -> None:
 def test_a_chart_is_drawn_as_its_name_says(tmp_path: Path, name: str, start: bytes) -> None:
     for chart in (*sweep_charts(sweep_scores({"0": 0.2, "1": 0.4}, asked=0.3)), *growth_charts(GROWTH)):
         draw_chart(tmp_path / name, chart)
-        assert (tmp_path / name).read_bytes().startswith(start)
+        drawn = (tmp_path / name).read_bytes()
+        assert drawn.startswith(start)
+        draw_chart(tmp_path / name, chart)
+        assert (tmp_path / name).read_bytes() == drawn  # no date and no chance in it
 
 
 def test_what_is_no_figure_is_refused(tmp_path: Path) -> None:

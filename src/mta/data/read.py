@@ -67,7 +67,7 @@ def read_users(
         ConfigError: `golds` or `queries_per_user` with a format that has no use for it.
         NotFound: there is no such format or task.
         StorageError: a file is missing or unreadable.
-        DataError: the file is malformed, does not fit the task, or no format fits it.
+        DataError: the file is empty or malformed, does not fit the task, or no format fits it.
     """
     path = Path(path)
     task = get_task(task) if isinstance(task, str) else task
@@ -81,6 +81,8 @@ def read_users(
         users = read_processed(path) if golds is None else _with_golds(read_processed(path), golds)
     else:
         users = read_jsonl_users(path, queries_per_user=queries_per_user)
+    if not users:
+        refuse(str(path), got="no user records", wanted="one or more", step="fetch or write it again")
     result = ReadResult(users, ()) if task is None else check_users(users, task, path, skip_malformed=skip_malformed)
     if need_golds:
         _refuse_unanswered(result.users, path)

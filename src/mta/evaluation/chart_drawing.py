@@ -6,17 +6,15 @@ Example:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mta.errors import ConfigError, DataError
+from mta.errors import DataError
 from mta.evaluation.figures import Chart, Line, Point
-from mta.evaluation.plots import FORMATS, nice_ticks, padded, plain_text, tick_text
+from mta.evaluation.plots import nice_ticks, padded, picture_format, plain_text, tick_text, write_figure
 from mta.evaluation.table import format_interval, format_score
-from mta.files import write_bytes
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
@@ -149,9 +147,7 @@ def draw_chart(path: Path, chart: Chart) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and few callers plot
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise ConfigError(f"cannot draw to {path.name!r}: choose a name that ends in .{', .'.join(FORMATS)}")
+    kind = picture_format(path)
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -169,9 +165,7 @@ def draw_chart(path: Path, chart: Chart) -> None:
     axes.grid(alpha=0.3)
     if chart.reference or len(chart.lines) > 1:
         axes.legend(frameon=False, fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, format=kind, dpi=160)
-    write_bytes(path, image.getvalue())
+    write_figure(path, figure, kind)
 
 
 def _draw_line(axes: Any, line: Line) -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mta.baselines.roles import WITHOUT_BANK, is_control
 from mta.errors import ConfigError, DataError
@@ -22,6 +22,9 @@ from mta.evaluation.scores_file import check_scores, finite, interval_of
 from mta.evaluation.statistics import MEASURES
 from mta.evaluation.table import format_interval, format_score, metric_title, run_line
 from mta.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 BLUE, GREY = "#0072b2", "#6b6b6b"
@@ -130,9 +133,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and few callers plot
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise ConfigError(f"cannot draw to {path.name!r}: choose a name that ends in .{', .'.join(FORMATS)}")
+    kind = picture_format(path)
     methods = _methods_with(scores, metric)
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(methods)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -154,8 +155,29 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
+    write_figure(path, figure, kind)
+
+
+def picture_format(path: Path) -> str:
+    """One of `FORMATS`, by the ending of `path`.
+
+    Raises:
+        ConfigError: the ending is none of them.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise ConfigError(f"cannot draw to {path.name!r}: choose a name that ends in .{', .'.join(FORMATS)}")
+    return kind
+
+
+def write_figure(path: Path, figure: Figure, kind: str) -> None:
+    """Write a drawn figure; the same figure gives the same bytes, whenever it is drawn."""
+    import matplotlib
+
     image = io.BytesIO()
-    figure.savefig(image, format=kind, dpi=160)
+    undated = {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else None
+    with matplotlib.rc_context({"svg.hashsalt": "mta"}):
+        figure.savefig(image, format=kind, dpi=160, metadata=undated)
     write_bytes(path, image.getvalue())
 
 
