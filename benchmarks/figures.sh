@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Figures 2 to 6 on real users: what docs/results/figures/ was made with.
+# Figures 3 to 6 on real users: what docs/results/figures/ was made with; figure 2 is made by growth.sh.
 #
 #   benchmarks/figures.sh DATA RUNS [TASK...]
 #
@@ -56,10 +56,4 @@ for task in $tasks; do
   sweep top-k --bank-size 12 --over top-k --value 1 --value 2 --value 4 --value 8 $few
   start_from rank 4
   sweep rank --bank-size 12 --over rank --value 2 --value 4 --value 8 --value 16 $few
-
-  # shellcheck disable=SC2086
-  "$mta" growth "$task" "${files[@]}" $common --bank-size 12 --users 4 --users 8 --users 16 --out "$runs/figures/$task/growth"
-  mkdir -p "$results"
-  cp "$runs/figures/$task/growth/growth.json" "$results/growth.json"
-  cp "$runs/figures/$task/growth/table.md" "$results/growth.md"
 done
