@@ -78,7 +78,10 @@ def test_nan_gradient_of_one_slot_is_not_applied_and_not_shared():
 
 
 def test_retired_slot_leaves_nothing_to_the_next_user():
-    """With one slot, the second user passes through the first one's slot and must equal training alone."""
+    """With one slot, the second user passes through the first one's slot and must equal training alone.
+
+    To rounding only: what lies beneath the first user makes the slot wider, and a wider product may sum in another order.
+    """
     base = tiny_base()
     first = TrainJob(
         "first",
@@ -91,7 +94,10 @@ def test_retired_slot_leaves_nothing_to_the_next_user():
     after = list(train(base, [first, second], engine=one_slot))[1]
     alone = next(train(base, [second], engine=one_slot))
     assert after.job_id == alone.job_id == "second"
-    assert after.adapter.fingerprint() == alone.adapter.fingerprint()
+    assert after.adapter.modules.keys() == alone.adapter.modules.keys()
+    for name, wanted in alone.adapter.modules.items():
+        assert torch.allclose(after.adapter.modules[name].A, wanted.A, rtol=0, atol=1e-14)
+        assert torch.allclose(after.adapter.modules[name].B, wanted.B, rtol=0, atol=1e-14)
 
 
 def test_a_user_with_nan_beneath_does_not_touch_the_others():
