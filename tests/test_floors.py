@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # 3 models: load, attach, train, generate, keep
     (
-        "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
+        "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "block_attention", "hub", "encoder_files", "encoders",
         "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "training",
         "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),

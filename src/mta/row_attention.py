@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from mta.block_attention import attend_in_blocks, faster_in_blocks
 from mta.errors import ModelError
 
 NAME = "mta_rows"
@@ -66,6 +67,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: i
     grouped = q.shape[1] != k.shape[1]
     length = q.shape[2]
     if window is None or length <= window:
+        if faster_in_blocks(q):
+            return attend_in_blocks(q, k, v, scaling=q.shape[-1] ** -0.5 if scaling is None else scaling)
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
     seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
     return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
@@ -90,12 +93,17 @@ def check_rows_stay_apart(model: Any) -> None:
     """Make sure that rows in one sequence give what each gives alone.
 
     Architectures that carry a state along the sequence (recurrent or convolutional layers) or that change the attention
-    scores would mix rows or lose something; two short rows tell.
+    scores would mix rows or lose something; two short rows tell. Their tokens are from the middle of the vocabulary.
+    The first few are often special ones that hardly occurred in training, on which bfloat16 gives little but noise.
 
     Raises:
         ModelError: they do not.
     """
-    rows = [torch.arange(3, 8, device=model.device)[None], torch.arange(4, 12, device=model.device)[None]]
+    words = model.config.get_text_config().vocab_size
+    rows = [
+        ((words // 3 + 37 * torch.arange(first, last)) % words).to(model.device)[None]
+        for first, last in [(0, 5), (1, 9)]
+    ]
     alone = torch.cat([model(input_ids=row, use_cache=False).logits for row in rows], dim=1)
     lengths = [row.shape[1] for row in rows]
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
@@ -107,7 +115,7 @@ def check_rows_stay_apart(model: Any) -> None:
     except TypeError as error:
         raise _mixes_rows(model) from error
     tolerance = 0.05 if packed.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    if not bool(((packed - alone).abs() <= tolerance * alone.abs().max()).all()):
+    if not bool((packed - alone).norm() <= tolerance * alone.norm()):
         raise _mixes_rows(model)
 
 

@@ -80,7 +80,7 @@ def test_nan_gradient_of_one_slot_is_not_applied_and_not_shared():
 def test_retired_slot_leaves_nothing_to_the_next_user():
     """With one slot, the second user passes through the first one's slot and must equal training alone.
 
-    To rounding only: what lies beneath the first user makes the slot wider, and a wider product may sum in another order.
+    To rounding only: what lies beneath the first user widens the slot, and a wider product may sum in another order.
     """
     base = tiny_base()
     first = TrainJob(

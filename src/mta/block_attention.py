@@ -1,0 +1,103 @@
+"""Causal attention of one row on a CPU, in blocks of queries.
+
+The CPU kernels of PyTorch's fused attention run below the speed of its matrix products: in bfloat16 by far, in float32
+going backward over longer rows. Here each block of queries meets only the keys it may see, in plain products that stay
+in the cache, and the weights are kept for the way back. `benchmarks/attention.py` compares the two.
+
+Equations of causal attention, for queries i and keys j <= i:
+    P = softmax(s Q K^T)        O = P V
+    dV = P^T dO     dS = P * (dO V^T - rowsum(P * dO V^T))     dQ = s dS K     dK = s dS^T Q
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+"""Queries per block."""
+LONGEST = 1024
+"""Tokens up to which a row's kept weights are no larger than the rest that its layer keeps for the way back."""
+
+
+def faster_in_blocks(query: Tensor) -> bool:
+    """Return whether a row with these queries, (1, heads, T, d), is better attended to in blocks."""
+    if query.device.type != "cpu" or query.shape[2] > LONGEST:
+        return False
+    return query.dtype == torch.bfloat16 or (
+        query.dtype == torch.float32 and query.requires_grad and query.shape[2] >= BLOCK
+    )
+
+
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> Tensor:
+    """Attend causally within one row.
+
+    Args:
+        query: (1, heads, T, d)
+        key: (1, key heads, T, d); key heads divide heads.
+        value: (1, key heads, T, d)
+        scaling: factor on the scores.
+
+    Returns:
+        (1, heads, T, d)
+    """
+    result: Tensor = _BlockAttention.apply(query, key, value, scaling)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _BlockAttention(torch.autograd.Function):
+    """H key heads, each shared by G query heads: a block's queries of one key head are the rows of one product."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        k, v = key[0], value[0]  # (H, T, d)
+        q = query.view(len(k), -1, *query.shape[2:])  # (H, G, T, d)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        future = _future(q)
+        kept = []
+        for block in _blocks(q):
+            seen = slice(block.stop)
+            scores = torch.bmm(_rows(q, block), k[:, seen].transpose(1, 2)).mul_(scaling)  # (H, G n, stop)
+            own = scores.view(*q.shape[:2], -1, block.stop)[..., block]  # (H, G, n, n)
+            own.add_(future[: own.shape[-1], : own.shape[-1]])
+            weights = torch.softmax(scores, dim=-1)
+            out[:, :, block] = torch.bmm(weights, v[:, seen]).view(*q.shape[:2], -1, q.shape[3])
+            kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scaling = scaling
+        return out.view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        g = gradients[0].reshape(q.shape)
+        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        dk, dv = (torch.zeros_like(each, memory_format=torch.contiguous_format) for each in (k, v))
+        for block, weights in zip(_blocks(q), kept, strict=True):
+            seen = slice(block.stop)
+            g_block = _rows(g, block)  # (H, G n, d)
+            dv[:, seen] += torch.bmm(weights.transpose(1, 2), g_block)
+            d_weights = torch.bmm(g_block, v[:, seen].transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
+            dq[:, :, block] = torch.bmm(d_scores, k[:, seen]).view(*q.shape[:2], -1, q.shape[3])
+            dk[:, seen] += torch.bmm(d_scores.transpose(1, 2), _rows(q, block))
+        return dq.view(1, -1, *q.shape[2:]), dk[None], dv[None], None
+
+
+def _blocks(q: Tensor) -> Iterator[slice]:
+    for start in range(0, q.shape[2], BLOCK):
+        yield slice(start, min(start + BLOCK, q.shape[2]))
+
+
+def _rows(q: Tensor, block: slice) -> Tensor:
+    """Return a block of (H, G, T, d) as (H, G n, d)."""
+    return q[:, :, block].reshape(len(q), -1, q.shape[3])
+
+
+def _future(q: Tensor) -> Tensor:
+    """Return what to add to the scores of a block among itself: minus infinity where the key comes later."""
+    size = min(BLOCK, q.shape[2])
+    return torch.full((size, size), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
