@@ -18,11 +18,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2 tensors, no model and no file: the paper's maths
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.slot_rows", "lora.stacked", "lora.slot_adamw", "lora.gates",
-        "lora.experts", "lora.expert_training", "anchors", "merging",
+        "lora.experts", "lora.expert_training", "block_attention", "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (
-        "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "block_attention", "hub", "encoder_files", "encoders",
+        "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
         "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "training",
         "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
