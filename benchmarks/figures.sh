@@ -3,9 +3,9 @@
 #
 #   benchmarks/figures.sh DATA RUNS [TASK...]
 #
-# DATA as for tables.sh; RUNS is the same folder, in which tables.sh has finished: a sweep starts from the bank and the
-# adapters of the run with the first seed. Merging alone is swept finely over all target users; merging and adapting,
-# which is trained anew at every point, coarsely over the first twelve. A killed sweep continues when called again.
+# DATA as for tables.sh; RUNS takes the run folders. Merging alone is swept finely over all target users; merging and
+# adapting, which is trained anew at every point, coarsely over the first twelve. The sweeps of a task share one bank and
+# the adapters of the settings they have in common. A killed sweep continues when called again.
 set -euo pipefail
 
 data=$1
@@ -16,7 +16,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 mta=${MTA:-$here/.venv/bin/mta}
 export HF_HUB_OFFLINE=1
 
-common="--base smollm2-135m --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20 --seed 42"
+common="--base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20
+  --seed 42 ${OPTIONS:-}"
 few="--users 12"
 
 sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
@@ -28,14 +29,17 @@ sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
   cp "$out/scores.json" "$out/table.md" "$out/table.csv" "$results/$name/"
 }
 
-start_from() { # start_from SWEEP POINT: the bank of the run, and its adapters for the point with the run's settings
-  local out=$runs/figures/$task/$1 run=$runs/$task/seed-42
-  [ -e "$run" ] || run=$runs/$task # one seed
+start_from() { # start_from SWEEP [POINT]: the bank of the first sweep, and adapters of the settings as asked for a point
+  local out=$runs/figures/$task/$1 bank=$runs/figures/$task/weight-merged/bank
+  local adapters=$runs/figures/$task/weight/points/"as asked"/adapters/mta
   [ -e "$out" ] && return
   rm -rf "$out.part"
-  mkdir -p "$out.part/points/$2/adapters"
-  cp -r "$run/bank" "$out.part/bank"
-  cp -r "$run/adapters/mta" "$out.part/points/$2/adapters/mta"
+  mkdir -p "$out.part"
+  cp -r "$bank" "$out.part/bank"
+  if [ $# = 2 ]; then
+    mkdir -p "$out.part/points/$2/adapters"
+    cp -r "$adapters" "$out.part/points/$2/adapters/mta"
+  fi
   mv "$out.part" "$out"
 }
 
@@ -44,13 +48,12 @@ for task in $tasks; do
   files=(--pool "$folder/pool_questions.json" --targets "$folder/target_questions.json")
   results=$here/docs/results/figures/$task
 
-  start_from weight-merged "as asked"
   sweep weight-merged --bank-size 12 --over weight --method merged-only
-  start_from top-k-merged 2
+  start_from top-k-merged
   sweep top-k-merged --bank-size 12 --over top-k --method merged-only
   sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32
 
-  start_from weight "as asked"
+  start_from weight
   sweep weight --bank-size 12 --over weight --value 0 --value 0.5 --value 1 $few
   start_from top-k 2
   sweep top-k --bank-size 12 --over top-k --value 1 --value 2 --value 4 --value 8 $few

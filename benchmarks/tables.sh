@@ -24,9 +24,9 @@ once="--once oppu-task --once population-matched-adapt --once random-anchors --o
 declare -A own=(
   [lamp-1]="--seeds 1 --adapt-max-items 6 --users 24"
   [lamp-2]="--seeds 3 $once"
-  [lamp-3]="--seeds 1 --adapt-max-items 6"
+  [lamp-3]="--seeds 1 --adapt-max-items 6 --users 20 --dtype bfloat16"
   [lamp-4]="--seeds 1"
-  [lamp-5]="--seeds 1 --adapt-max-items 6 --drop-leaks"
+  [lamp-5]="--seeds 1 --adapt-max-items 6 --drop-leaks --dtype bfloat16"
 )
 
 for task in $tasks; do
