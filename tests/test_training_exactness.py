@@ -11,9 +11,9 @@ import torch
 from helpers import random_adapter, random_rows, tiny_base
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
 from mta.forward import answer_nll
-from mta.lora.adapter import Adapter, cat, recipe
+from mta.lora.adapter import Adapter, as_sum, cat, recipe
 from mta.lora.attach import attached
-from mta.lora.stacked import FrozenStack
+from mta.lora.frozen_stack import FrozenStack
 from mta.merging import merge_cat
 from mta.packing import left_pad, pack_rows
 from mta.training import Trained, train
@@ -130,7 +130,7 @@ def test_stacked_forward_equals_dense_weights():
     merged = merge_cat(anchors, [0.7, 0.3])
     own = random_adapter(base, ALL_LINEAR, seed=9, rank=4)
     ids = left_pad([list(range(5, 25))], pad_id=0, device="cpu").input_ids
-    stack = FrozenStack([cat([merged, own])], base.shapes(ALL_LINEAR), device="cpu", dtype=torch.float64)
+    stack = FrozenStack([as_sum(cat([merged, own]))], base.shapes(ALL_LINEAR), device="cpu", dtype=torch.float64)
     stack.route(torch.tensor([0]))
     with torch.no_grad(), attached(base.model, stack):
         stacked = base.model(input_ids=ids).logits
@@ -147,9 +147,8 @@ def test_attach_then_detach_restores_outputs_bit_for_bit():
     ids = torch.arange(5, 40)[None]
     with torch.no_grad():
         before = base.model(input_ids=ids).logits
-        stack = FrozenStack(
-            [random_adapter(base, ALL_LINEAR, seed=1)], base.shapes(ALL_LINEAR), device="cpu", dtype=torch.float32
-        )
+        one = as_sum(random_adapter(base, ALL_LINEAR, seed=1))
+        stack = FrozenStack([one], base.shapes(ALL_LINEAR), device="cpu", dtype=torch.float32)
         stack.route(torch.tensor([0]))
         with attached(base.model, stack):
             during = base.model(input_ids=ids).logits

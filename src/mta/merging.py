@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mta.config import MergeConfig
-from mta.errors import AdapterError, ConfigError
-from mta.lora.adapter import Adapter, cat, distance, mix_factors, scale
+from mta.errors import ConfigError
+from mta.lora.adapter import Adapter, AdapterSum, cat, distance, mix_factors, require_one_weight_each, scale
 from mta.seeds import stable_seed
 
 
@@ -193,8 +193,7 @@ def merge_cat(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     Raises:
         AdapterError: counts do not match, or the adapters belong to different base models.
     """
-    if len(adapters) != len(weights):
-        raise AdapterError(f"got {len(adapters)} adapters and {len(weights)} weights; give one weight per adapter")
+    require_one_weight_each(adapters, weights)
     return cat([scale(adapter, w) for adapter, w in zip(adapters, weights, strict=True)])
 
 
@@ -212,10 +211,23 @@ def merge_linear(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapt
     return mix_factors(adapters, weights)
 
 
+def merge_terms(adapters: Sequence[Adapter], weights: Sequence[float], config: MergeConfig) -> AdapterSum:
+    """Merge as configured: `cat` or `linear`, times the optional scale of the merged delta (1 is the paper).
+
+    A `cat` merge stays a sum of the adapters themselves, which users of one bank share.
+
+    Raises:
+        AdapterError: counts do not match, or factors to be averaged differ in shape.
+    """
+    if config.mode == "linear":
+        return AdapterSum(((config.scale, merge_linear(adapters, weights)),))
+    require_one_weight_each(adapters, weights)
+    return AdapterSum(tuple((w * config.scale, adapter) for w, adapter in zip(weights, adapters, strict=True)))
+
+
 def merge(adapters: Sequence[Adapter], weights: Sequence[float], config: MergeConfig) -> Adapter:
-    """Merge as configured: `cat` or `linear`, times the optional scale of the merged delta (1 is the paper)."""
-    merged = merge_cat(adapters, weights) if config.mode == "cat" else merge_linear(adapters, weights)
-    return merged if config.scale == 1.0 else scale(merged, config.scale)
+    """Merge as `merge_terms` does, into one adapter."""
+    return merge_terms(adapters, weights, config).whole()
 
 
 @dataclass(frozen=True, slots=True)

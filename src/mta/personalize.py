@@ -28,9 +28,9 @@ from mta.encoders import Encoder, document_vectors, load_encoder
 from mta.errors import BankError
 from mta.files import sha256_json
 from mta.generation import Request, generate
-from mta.lora.adapter import Adapter, Recipe, cat
+from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.stacked import OverlayRecipe
-from mta.merging import Match, cosine_similarity, match_anchors, merge, random_anchors, reweigh
+from mta.merging import Match, cosine_similarity, match_anchors, merge_terms, random_anchors, reweigh
 from mta.presets import default_preset, find_preset
 from mta.progress import Progress, silent
 from mta.prompting import render
@@ -301,27 +301,27 @@ def match_to_bank(
 def merged_recipe(match: Match, bank: Bank, config: MergeConfig) -> Recipe:
     """Return the recipe of one user's merged adapter, over the bank's population adapter where it has one."""
 
-    def make() -> Adapter:
-        merged = merge([bank.adapter(name) for name in match.anchor_ids], match.weights, config)
-        return cat([bank.population, merged]) if bank.population else merged
+    def parts() -> AdapterSum:
+        merged = merge_terms([bank.adapter(name) for name in match.anchor_ids], match.weights, config)
+        return AdapterSum(((1.0, bank.population), *merged.terms)) if bank.population else merged
 
     ranks = [bank.adapter(name).rank for name in match.anchor_ids]
     rank = sum(ranks) if config.mode == "cat" else max(ranks)
     beneath = bank.population.rank if bank.population else 0
-    parts = [bank.checksum, match.anchor_ids, match.weights, config.mode, config.scale]
-    return Recipe(sha256_json(parts), rank + beneath, make)
+    decides = [bank.checksum, match.anchor_ids, match.weights, config.mode, config.scale]
+    return Recipe(sha256_json(decides), rank + beneath, parts)
 
 
-def stack_recipes(parts: Sequence[Recipe]) -> Recipe | None:
+def stack_recipes(recipes: Sequence[Recipe]) -> Recipe | None:
     """Return the recipe of the sum of adapters; None for none."""
-    if not parts:
+    if not recipes:
         return None
-    if len(parts) == 1:
-        return parts[0]
+    if len(recipes) == 1:
+        return recipes[0]
     return Recipe(
-        sha256_json([part.fingerprint for part in parts]),
-        sum(part.rank for part in parts),
-        lambda: cat([part.make() for part in parts]),
+        sha256_json([each.fingerprint for each in recipes]),
+        sum(each.rank for each in recipes),
+        lambda: AdapterSum(tuple(term for each in recipes for term in each.parts().terms)),
     )
 
 
@@ -363,10 +363,10 @@ def personalize(
             merge=merge or MergeConfig(),
         )
         found = personalize_users([user], resources).users[user.user_id]
-        if found.adapter is None:
+        if not isinstance(found.adapter, Recipe):
             return found
-        whole = found.adapter.make()
-        return replace(found, adapter=OverlayRecipe(found.adapter.fingerprint, whole.rank, lambda: whole))
+        kept = found.adapter.parts()  # before the folder is gone
+        return replace(found, adapter=replace(found.adapter, parts=lambda: kept))
 
 
 def _usual_top_k(bank: Bank) -> int:
@@ -389,7 +389,7 @@ def answer(person: Personalized, text: str, *, base: BaseModel, engine: EngineCo
     if person.answers:
         return person.answers([example])[0].text
     row = base.tokens.row(person.render(example), None, person.prompts, reserve=person.task.max_new_tokens)
-    adapter = person.adapter.make() if person.adapter else None
+    adapter = person.adapter.parts() if person.adapter else None
     with torch.inference_mode():
         (completion,) = generate(
             base,

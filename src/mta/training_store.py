@@ -20,7 +20,7 @@ from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.errors import DataError, MtaError
 from mta.files import make_folder, read_json, safe_name, sha256_json, write_json
-from mta.lora.adapter import Adapter, Recipe
+from mta.lora.adapter import Adapter, Recipe, as_sum
 from mta.training import Trained, TrainProgress, finish_checkpoint, train
 from mta.training_checkpoint import job_fingerprint, jobs_fingerprint
 from mta.training_plan import TrainJob
@@ -68,7 +68,7 @@ class StoredAdapter:
 
     def recipe(self, base: BaseModel, *, rank: int) -> Recipe:
         """Return the adapter as a recipe that reads the file when it is needed."""
-        return Recipe(self.note.fingerprint, rank, lambda: self.load(base))
+        return Recipe(self.note.fingerprint, rank, lambda: as_sum(self.load(base)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from helpers import random_adapter, tiny_base
 from mta.config import ALL_LINEAR
 from mta.errors import AdapterError, StorageError
-from mta.lora.adapter import cat, scale
+from mta.lora.adapter import as_sum, cat, scale
 from mta.lora.attach import attached
+from mta.lora.frozen_stack import FrozenStack
 from mta.lora.peft_format import read_peft, write_peft
-from mta.lora.stacked import FrozenStack
 
 peft = pytest.importorskip("peft")
 
 
 def logits_with(base, adapter, ids):
-    stack = FrozenStack([adapter], base.shapes(ALL_LINEAR), device="cpu", dtype=base.dtype)
+    stack = FrozenStack([as_sum(adapter)], base.shapes(ALL_LINEAR), device="cpu", dtype=base.dtype)
     stack.route(torch.tensor([0]))
     with torch.no_grad(), attached(base.model, stack):
         return base.model(input_ids=ids).logits

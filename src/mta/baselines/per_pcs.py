@@ -28,7 +28,7 @@ from mta.config import TrainConfig, to_dict
 from mta.errors import AdapterError, ConfigError, MtaError
 from mta.files import safe_name, sha256_json
 from mta.forward import answer_nll
-from mta.lora.adapter import Adapter, Recipe, recipe
+from mta.lora.adapter import Adapter, Recipe, as_sum, recipe
 from mta.lora.attach import attached
 from mta.lora.gates import ComposingStack, GateStack, compose, stack_gates
 from mta.lora.stacked import Shapes
@@ -277,7 +277,7 @@ class Chosen:
     def recipe(self, sharers: Sharers) -> Recipe:
         """Return the adapter put together from the pieces, without what lies beneath."""
         rank = max(adapter.rank for adapter in sharers.adapters)
-        return Recipe(self.fingerprint, rank, lambda: compose(sharers.adapters, self.weights))
+        return Recipe(self.fingerprint, rank, lambda: as_sum(compose(sharers.adapters, self.weights)))
 
 
 def choose_pieces(

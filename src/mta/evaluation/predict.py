@@ -13,7 +13,7 @@ from functools import partial
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
-from mta.lora.adapter import Adapter
+from mta.lora.adapter import Adapter, AdapterSum
 from mta.lora.stacked import Overlay
 from mta.packing import TokenRow
 from mta.personalize import Personalized
@@ -78,12 +78,12 @@ def examples_of(person: Personalized) -> tuple[Example, ...]:
 
 def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Request]]:
     """Turn queries into requests; people who share an adapter share one copy of it."""
-    made: dict[str, Adapter | Overlay] = {}
+    made: dict[str, Adapter | AdapterSum | Overlay] = {}
     asked = []
     for person in people:
         examples = examples_of(person)
         if person.adapter and examples and person.adapter.fingerprint not in made:
-            made[person.adapter.fingerprint] = person.adapter.make()
+            made[person.adapter.fingerprint] = person.adapter.parts()
         adapter = made.get(person.adapter.fingerprint) if person.adapter else None
         asked += [(example, Request(_row(person, example, tokens), adapter)) for example in examples]
     return asked

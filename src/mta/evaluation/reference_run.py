@@ -24,7 +24,7 @@ from mta.evaluation.answers import predictions_fingerprint
 from mta.evaluation.restore import AdapterSettings, read_settings, stored_adapter
 from mta.evaluation.run_config import RunConfig
 from mta.files import read_json
-from mta.lora.adapter import Recipe
+from mta.lora.adapter import Recipe, as_sum
 from mta.merging import Match
 from mta.personalize import Personalized, PersonalizedUsers, merged_recipe, renderer, stack_recipes
 from mta.records import Prediction, User
@@ -176,7 +176,7 @@ def _own(run: FinishedRun, user: User) -> Recipe | None:
     """Return the user's own adapter, or None where the run gave the user none."""
     known, folder, base = run.adapters, run.folder / "adapters", run.base.fingerprint
     own = stored_adapter(folder, user.user_id, run.method, known, base_fingerprint=base)
-    return Recipe(known.users[user.user_id], own.rank, lambda: own) if own else None
+    return Recipe(known.users[user.user_id], own.rank, lambda: as_sum(own)) if own else None
 
 
 def _check_belonging(run: FinishedRun, served: Sequence[ServedUser]) -> None:

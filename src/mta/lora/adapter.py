@@ -87,19 +87,62 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSum:
+    """Weighted adapters whose deltas add up, kept apart: one that many sums share is held in memory once.
+
+    Who serves many users from one bank finds what they share by the identity of the adapters.
+    """
+
+    terms: tuple[tuple[float, Adapter], ...]
+    """(weight, adapter)"""
+
+    @property
+    def modules(self) -> Mapping[str, tuple[tuple[float, Factors], ...]]:
+        """What there is on each module, by its name."""
+        names = dict.fromkeys(name for _, adapter in self.terms for name in adapter.modules)
+        return {
+            name: tuple((w, adapter.modules[name]) for w, adapter in self.terms if name in adapter.modules)
+            for name in names
+        }
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of the sum over the modules."""
+        return max((sum(factors.rank for _, factors in parts) for parts in self.modules.values()), default=0)
+
+    def whole(self) -> Adapter:
+        """Return the sum as one adapter, with the weights in its B.
+
+        Raises:
+            AdapterError: there are no terms, or they belong to different base models.
+        """
+        return cat([adapter if weight == 1 else scale(adapter, weight) for weight, adapter in self.terms])
+
+
+def as_sum(adapter: Adapter) -> AdapterSum:
+    """Return an adapter as a sum of one term."""
+    return AdapterSum(((1.0, adapter),))
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """An adapter as the way to make it, so that thousands can wait in a queue without their tensors."""
+    """An adapter as the way to get it, so that thousands can wait in a queue without their tensors."""
 
     fingerprint: str
     """Identifies the result."""
     rank: int
     """Largest rank of the result."""
-    make: Callable[[], Adapter]
+    parts: Callable[[], AdapterSum]
+    """Gets it as a sum in which what others share is not copied."""
+
+    def make(self) -> Adapter:
+        """Return it as one adapter."""
+        return self.parts().whole()
 
 
 def recipe(adapter: Adapter) -> Recipe:
     """Return the recipe of an adapter that is already there."""
-    return Recipe(adapter.fingerprint(), adapter.rank, lambda: adapter)
+    return Recipe(adapter.fingerprint(), adapter.rank, lambda: as_sum(adapter))
 
 
 def adapter_from_tensors(tensors: Mapping[str, Tensor], *, where: str) -> Adapter:
@@ -165,7 +208,7 @@ def mix_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapte
         AdapterError: modules, shapes or ranks differ, or counts do not match.
     """
     require_same_shape(adapters)
-    _require_one_weight_each(adapters, weights)
+    require_one_weight_each(adapters, weights)
     mixed = {}
     for name in adapters[0].modules:
         parts = [adapter.modules[name] for adapter in adapters]
@@ -203,7 +246,12 @@ def require_same_shape(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _require_one_weight_each(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
+def require_one_weight_each(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
+    """Check that there are as many weights as adapters.
+
+    Raises:
+        AdapterError: there are not.
+    """
     if len(adapters) != len(weights):
         raise AdapterError(f"got {len(adapters)} adapters and {len(weights)} weights; give one weight per adapter")
 

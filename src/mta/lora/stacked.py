@@ -1,7 +1,7 @@
-"""Many adapters side by side in one tensor per module, each row of tokens routed to its own.
+"""What a model needs of many adapters at once, and the stack that trains them.
 
-- `TrainableStack`: S slots of trainable factors over S frozen compositions (un-merged anchors, population).
-- `FrozenStack`: the distinct finished adapters of an inference batch.
+`TrainableStack` holds S slots of trainable factors over S frozen compositions (un-merged anchors, population), each row
+of tokens routed to its own; `mta.lora.frozen_stack` has its counterpart for finished adapters.
 
 All trainable values of one slot lie in one contiguous row of `parameters (S, P)`, so that the optimiser, the
 checkpoint and the clean-up of a slot are row operations. Row 0 of a stack knows nothing of row 1: gradients of
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mta.errors import AdapterError
-from mta.lora.adapter import Adapter
+from mta.lora.adapter import Adapter, AdapterSum
 from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
 from mta.seeds import stable_seed
 
@@ -61,7 +61,7 @@ class Overlay(Protocol):
 
     def make_stack(
         self,
-        together: Sequence[Adapter | Overlay | None],
+        together: Sequence[Adapter | AdapterSum | Overlay | None],
         shapes: Shapes,
         *,
         device: torch.device | str,
@@ -77,47 +77,11 @@ class OverlayRecipe:
     fingerprint: str
     """Identifies the result."""
     rank: int
-    make: Callable[[], Adapter | Overlay]
+    make: Callable[[], Overlay]
 
-
-def inference_stack(
-    together: Sequence[Adapter | Overlay | None],
-    shapes: Shapes,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> RoutedStack:
-    """Make the stack of a batch.
-
-    Args:
-        together: the distinct things in it, of one kind; None is the bare base model and goes with all kinds.
-        shapes: modules of the model with (d_out, d_in).
-        device: where the model computes.
-        dtype: dtype of its activations.
-
-    Raises:
-        AdapterError: they are not of one kind, or belong to another base model.
-    """
-    for one in together:
-        if one is not None and not isinstance(one, Adapter):
-            return one.make_stack(together, shapes, device=device, dtype=dtype)
-    adapters = [one for one in together if one is None or isinstance(one, Adapter)]
-    return FrozenStack(adapters, shapes, device=device, dtype=dtype)
-
-
-def add_routed(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """Add one adapter's delta per batch row, with the addition fused into the second product.
-
-    Args:
-        y: (batch, T, d_out)
-        x: (batch, T, d_in)
-        A: (batch, R, d_in), already gathered by row.
-        B: (batch, d_out, R), already gathered by row.
-
-    Returns:
-        (batch, T, d_out)
-    """
-    return torch.baddbmm(y, torch.bmm(x, A.transpose(1, 2)), B.transpose(1, 2))
+    def parts(self) -> Overlay:
+        """Make it; there is nothing to keep apart."""
+        return self.make()
 
 
 def not_routed(x: Tensor, module: str, routed: str) -> AdapterError:
@@ -330,82 +294,3 @@ def check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
     tokens = routed[-1].stop if routed else 0
     if x.shape[0] != 1 or x.shape[1] != tokens:
         raise not_routed(x, module, f"one pack of {tokens} tokens is routed")
-
-
-class FrozenStack:
-    """The distinct finished adapters of a batch, padded with zeros to one rank.
-
-    Args:
-        adapters: G adapters; None is the bare base model.
-        shapes: modules of the model with (d_out, d_in).
-
-    Raises:
-        AdapterError: an adapter names a module the model does not have, or has another width.
-    """
-
-    def __init__(
-        self, adapters: Sequence[Adapter | None], shapes: Shapes, *, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
-        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
-        self._gathered: dict[str, tuple[Tensor, Tensor]] = {}
-        self._stretches: tuple[Stretch, ...] = ()
-        names = dict.fromkeys(name for adapter in adapters if adapter for name in adapter.modules)
-        for name in names:
-            if name not in shapes:
-                raise AdapterError(
-                    f"the adapter has a module {name} that this base model does not have; "
-                    "use the base model it was trained on"
-                )
-            self._factors[name] = _pad_together(name, adapters, shapes[name], device, dtype)
-
-    @property
-    def module_names(self) -> Iterable[str]:
-        """Names of the linear layers this stack adds to."""
-        return self._factors.keys()
-
-    def route(self, rows: Tensor) -> None:
-        """Choose each batch row's adapter, (batch,) indices; the factors are gathered once and reused every call."""
-        self._gathered = {name: (A[rows], B[rows]) for name, (A, B) in self._factors.items()}
-        self._stretches = ()
-
-    def route_pack(self, adapters: Sequence[int], lengths: Sequence[int]) -> None:
-        """Choose the adapter, and give the number of tokens, of each row of the next pack."""
-        self._gathered = {}
-        self._stretches = stretches(adapters, lengths)
-
-    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output with what each row's adapter contributes."""
-        if not self._gathered:
-            check_routed(self._stretches, x, module)
-            A, B = self._factors[module]
-            routes = [Route(part.start, part.stop, A[part.slot], B[part.slot]) for part in self._stretches]
-            return routed_linear(x, weight, bias, routes)
-        A, B = self._gathered[module]
-        if x.dim() != 3 or x.shape[0] != len(A):
-            raise not_routed(x, module, f"{len(A)} rows are routed")
-        return add_routed(torch.nn.functional.linear(x, weight, bias), x, A, B)
-
-
-def _pad_together(
-    name: str,
-    adapters: Sequence[Adapter | None],
-    shape: tuple[int, int],
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    d_out, d_in = shape
-    rank = max(a.modules[name].rank for a in adapters if a and name in a.modules)
-    A = torch.zeros(len(adapters), rank, d_in, device=device, dtype=dtype)
-    B = torch.zeros(len(adapters), d_out, rank, device=device, dtype=dtype)
-    for index, adapter in enumerate(adapters):
-        if adapter is None or name not in adapter.modules:
-            continue
-        factors = adapter.modules[name]
-        if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
-            raise AdapterError(
-                f"module {name}: the adapter maps {factors.A.shape[1]} to {factors.B.shape[0]} values, the base's "
-                f"layer {d_in} to {d_out}; use the base model it was trained on"
-            )
-        A[index, : factors.rank] = factors.A.to(A)
-        B[index, :, : factors.rank] = factors.B.to(B)
-    return A, B
