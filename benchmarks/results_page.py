@@ -20,16 +20,18 @@ from mta.files import read_json, write_text
 
 HEAD = """# Results: real users, a small real model
 
-SmolLM2-135M in fp32 on two CPU cores without bf16 matrix units. The bank is built from the pool users of each task, the
+SmolLM2-135M on two CPU cores: LaMP-1, 2 and 4 in fp32 on a machine without bf16 products, the rest in bfloat16 on one
+that has them (AVX-512). The bank is built from the pool users of each task, the
 scores are of the target users; people are told apart by their histories. The users are real, but not those of published
 LaMP tables, so **these scores compare methods with each other, not with any paper**. What they say in words, and what
 the statistics assume: [../evaluation.md](../evaluation.md). What each row is: [../rivals.md](../rivals.md). Settings:
 the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
 
 The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
-4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh`, gathered by `benchmarks/results.sh`; LaMP-3 and
-LaMP-5, which lack the rivals, are from earlier, smaller runs by the commands below, with their own caps. Times were
-taken beside other work on the same machine: read them as upper bounds. Figure 7, answers to one person side by side,
+4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh`, the figures by `benchmarks/figures.sh` and
+`benchmarks/growth.sh`, gathered by `benchmarks/results.sh`; LaMP-5, which lacks the rivals, is from an earlier, smaller
+run by the command below, with its own caps. Times were taken beside other work on the same machine: read them as upper
+bounds. Figure 7, answers to one person side by side,
 is left out because it would print people's texts; `mta report RUN --user ID --targets FILE` makes it from a run.
 """
 
