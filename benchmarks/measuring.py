@@ -1,0 +1,105 @@
+"""Time several ways of doing the same work so that their ratios can be trusted.
+
+The ways take turns within one process, so that a machine that slows down slows all of them; medians are of ratios
+within a turn. A machine that does something else meanwhile is refused.
+
+Example:
+    >>> times = take_turns({"ours": ours, "theirs": theirs}, repeats=5)
+    >>> ratio(times, "theirs", "ours")
+    1.8
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mta.files import write_json, write_text
+from mta.runtime import versions
+
+Times = dict[str, list[float]]
+"""Seconds of every turn, by way."""
+
+BUSY = 0.5
+"""Load average above which a machine counts as doing something else."""
+
+
+def refuse_busy(*, anyway: bool) -> None:
+    """End the script where something else is running, unless told to measure anyway."""
+    load = os.getloadavg()[0]
+    if load > BUSY and not anyway:
+        raise SystemExit(
+            f"the load average is {load:.2f}: something else runs here, and times would mean little; "
+            "wait a minute and try again, or pass --anyway"
+        )
+
+
+def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int) -> Times:
+    """Run every way once to warm up, then `repeats` times in turn."""
+    times: Times = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, work in ways.items():
+            started = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in times.items()}
+
+
+def ratio(times: Times, slow: str, fast: str) -> float:
+    """Return the median over turns of one way's time divided by another's."""
+    return round(statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True)), 3)
+
+
+def rows_of(times: Times, *, units: float, unit: str) -> dict[str, dict[str, float]]:
+    """Return each way's median, extremes, and units of work per second."""
+    return {
+        name: {
+            "median_s": round(statistics.median(found), 3),
+            "min_s": round(min(found), 3),
+            "max_s": round(max(found), 3),
+            f"{unit}_per_s": round(units / statistics.median(found), 2),
+        }
+        for name, found in times.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Describe what was measured on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "load": os.getloadavg()[0],
+        "versions": versions(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; all columns but the first are set to the right."""
+    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def write(out: Path | None, result: Mapping[str, Any], page: str) -> None:
+    """Print a page and, where asked for, write it beside its JSON."""
+    print(page)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, dict(result))
+        write_text(out.with_suffix(".md"), page + "\n")

@@ -1,0 +1,225 @@
+"""Other ways to train the adapters that a list of jobs asks for, each giving the same adapters as the engine.
+
+- `PeftLoop("plain")`: one user after the other, micro-batches of 2 accumulated to the update, padded on the right,
+  logits of all positions, the model's own loss; how most people train.
+- `PeftLoop("best")`: the strongest variant of that loop: the whole update in one batch, logits of answer positions.
+- `PeftLoop("packed")`: PEFT's layers over this package's forward pass (rows packed without padding), user by user.
+- `HfTrainer`: the Trainer of transformers, one per user.
+- `bare`: the floor: forward and backward of the base model without any adapter, on the very packs the engine makes.
+
+All start from the engine's initial A and take its order of examples, learning rates and clipping. What lies beneath an
+adapter is added to the base weights, as PEFT's users do, and taken off again.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from mta.base_model import BaseModel
+from mta.config import EngineConfig, TrainConfig
+from mta.forward import answer_nll
+from mta.lora.stacked import initial_A
+from mta.packing import TokenRow, fill_packs, left_pad, pack_rows
+from mta.training_plan import TrainJob, learning_rate, update_examples
+
+Losses = dict[str, float]
+"""Mean loss per answer token of each job's last update."""
+
+
+def update_rows(job: TrainJob, step: int) -> list[TokenRow]:
+    """Return the rows of one update."""
+    chosen = update_examples(len(job.rows), job.config, job_id=job.job_id, step=step)
+    return [job.rows[index] for index in chosen]
+
+
+def trained_tokens(jobs: Sequence[TrainJob]) -> int:
+    """Return the tokens, without padding, that all updates of all jobs go through."""
+    return sum(len(row) for job in jobs for step in range(job.total) for row in update_rows(job, step))
+
+
+def bare(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -> None:
+    """Run the base model forward and backward, with gradients to the embeddings, as the engine packs the work."""
+    for step in range(max(job.total for job in jobs)):
+        rows = [row for job in jobs if step < job.total for row in update_rows(job, step)]
+        for part in fill_packs(rows, len, tokens_per_batch=engine.tokens_per_batch):
+            embeddings = base.model.get_input_embeddings()
+            handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+            answer_nll(base, pack_rows(part, device=base.device)).sum().backward()  # type: ignore[no-untyped-call]
+            handle.remove()
+
+
+@contextmanager
+def merged_beneath(base: BaseModel, job: TrainJob) -> Iterator[None]:
+    """Add what lies beneath a job's adapter to the base weights, and restore them afterwards."""
+    frozen = job.frozen.make() if job.frozen else None
+    layers = {name: base.model.get_submodule(name) for name in frozen.modules} if frozen else {}
+    weights = {name: getattr(layer, "base_layer", layer).weight for name, layer in layers.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            weight.data += frozen.delta(name).to(weight) if frozen else 0
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data.copy_(before[name])
+
+
+class PeftLoop:
+    """One PEFT model, its adapter started afresh for each user."""
+
+    def __init__(self, base: BaseModel, config: TrainConfig, *, kind: str) -> None:
+        self.base, self.kind = base, kind
+        self.model = peft.get_peft_model(base.model, _lora(config), autocast_adapter_dtype=True)
+        self.layers = {n: m for n, m in self.model.base_model.model.named_modules() if hasattr(m, "lora_A")}
+
+    def close(self) -> None:
+        """Take the adapter out of the base model again."""
+        self.model.unload()
+
+    def __call__(self, jobs: Sequence[TrainJob]) -> Losses:
+        """Train every job."""
+        return {job.job_id: self._train(job) for job in jobs}
+
+    def start(self, job: TrainJob) -> list[Tensor]:
+        """Put a job's initial values in place; return what is trained."""
+        for name, layer in self.layers.items():
+            weight = layer.lora_A["default"].weight
+            key = job.job_id if job.init_key is None else job.init_key
+            weight.data.copy_(initial_A(tuple(weight.shape), seed=job.config.seed, key=key, module=name))
+            layer.lora_B["default"].weight.data.zero_()
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _train(self, job: TrainJob) -> float:
+        parameters = self.start(job)
+        optimizer = torch.optim.AdamW(parameters, lr=job.config.lr, weight_decay=job.config.weight_decay)
+        loss = 0.0
+        with merged_beneath(self.base, job):
+            for step in range(job.total):
+                optimizer.param_groups[0]["lr"] = learning_rate(job.config, step=step, total=job.total)
+                optimizer.zero_grad()
+                loss = self._accumulate(update_rows(job, step))
+                torch.nn.utils.clip_grad_norm_(parameters, job.config.clip_norm)
+                optimizer.step()
+        return loss
+
+    def _accumulate(self, rows: Sequence[TokenRow]) -> float:
+        tokens = sum(len(row.answer) for row in rows)
+        if self.kind != "plain":
+            nll = (self._packed_nll(rows) if self.kind == "packed" else self._padded_nll(rows)) / tokens
+            nll.backward()  # type: ignore[no-untyped-call]
+            return float(nll.detach())
+        total = 0.0
+        for start in range(0, len(rows), 2):
+            batch = right_padded(rows[start : start + 2], self.base.pad_id)
+            loss = self.model(**batch).loss * (batch["labels"][:, 1:] != -100).sum() / tokens
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _packed_nll(self, rows: Sequence[TokenRow]) -> Tensor:
+        return answer_nll(self.base, pack_rows(rows, device=self.base.device)).sum()
+
+    def _padded_nll(self, rows: Sequence[TokenRow]) -> Tensor:
+        batch = left_pad([row.prompt + row.answer for row in rows], pad_id=self.base.pad_id, device=self.base.device)
+        longest = max(len(row.answer) for row in rows)
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            logits_to_keep=longest + 1,
+        ).logits[:, :-1]
+        targets = torch.full((len(rows), longest), -100)
+        for index, row in enumerate(rows):
+            targets[index, longest - len(row.answer) :] = torch.tensor(row.answer)
+        flat = logits.flatten(0, 1).float()
+        return torch.nn.functional.cross_entropy(flat, targets.flatten().to(flat.device), reduction="sum")
+
+
+def _lora(config: TrainConfig) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.target_modules), lora_dropout=0.0
+    )
+
+
+def right_padded(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
+    """Return a batch as most code makes it: padded on the right, labels -100 where nothing is to be learned."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row.prompt + row.answer)
+        mask[index, : len(row)] = 1
+        labels[index, len(row.prompt) : len(row)] = torch.tensor(row.answer)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class HfTrainer:
+    """The Trainer of transformers with PEFT, a new one for each user, in micro-batches of 2."""
+
+    def __init__(self, base: BaseModel, config: TrainConfig) -> None:
+        self.loop = PeftLoop(base, config, kind="plain")
+        self.base = base
+
+    def close(self) -> None:
+        """Take the adapter out of the base model again."""
+        self.loop.close()
+
+    def __call__(self, jobs: Sequence[TrainJob]) -> Losses:
+        """Train every job."""
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("transformers").setLevel(logging.ERROR)
+            return {job.job_id: self._train(job, folder) for job in jobs}
+
+    def _train(self, job: TrainJob, folder: str) -> float:
+        parameters = self.loop.start(job)
+        optimizer = torch.optim.AdamW(parameters, lr=job.config.lr, weight_decay=job.config.weight_decay)
+        scale = partial(_share_of_peak, job)
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=max(1, job.config.batch_size // 2),
+            num_train_epochs=1,
+            max_grad_norm=job.config.clip_norm,
+            logging_strategy="steps",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=self.base.device.type == "cpu",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        trainer = _InOrder(
+            model=self.loop.model,
+            args=arguments,
+            train_dataset=[row for step in range(job.total) for row in update_rows(job, step)],
+            data_collator=partial(right_padded, pad_id=self.base.pad_id),
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)),
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        with merged_beneath(self.base, job):
+            trainer.train()
+        return next(float(entry["loss"]) for entry in reversed(trainer.state.log_history) if "loss" in entry)
+
+
+def _share_of_peak(job: TrainJob, step: int) -> float:
+    return learning_rate(job.config, step=step, total=job.total) / job.config.lr if step < job.total else 0.0
+
+
+class _InOrder(transformers.Trainer):  # type: ignore[misc]
+    """A Trainer that takes its examples in the order of the dataset, as the engine drew it."""
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
