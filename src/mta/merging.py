@@ -16,6 +16,9 @@ from mta.errors import ConfigError
 from mta.lora.adapter import Adapter, AdapterSum, cat, distance, mix_factors, require_one_weight_each, scale
 from mta.seeds import stable_seed
 
+SIDE_BY_SIDE = 64
+"""Users in one product of similarities."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -48,11 +51,14 @@ def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
         )
     unit_anchors = torch.nn.functional.normalize(anchors.double(), dim=-1)
     similarities = torch.zeros(len(users), len(anchors), dtype=torch.float64)
-    for row, user in zip(similarities, users.double(), strict=True):
-        # One user at a time: in a product of all, the last bit would depend on the company, and with it what is reused.
-        row.copy_(unit_anchors @ torch.nn.functional.normalize(user, dim=-1))
+    for start in range(0, len(users), SIDE_BY_SIDE):
+        part = users[start : start + SIDE_BY_SIDE].double()
+        # Products of one size for any company, so that it does not decide the last bit.
+        block = torch.zeros(SIDE_BY_SIDE, users.shape[-1], dtype=torch.float64, device=users.device)
+        block[: len(part)] = torch.nn.functional.normalize(part, dim=-1)
+        similarities[start : start + len(part)] = (block @ unit_anchors.T)[: len(part)]
     # Further digits depend on which texts an encoder saw together; weights, and what is reused by them, must not.
-    return similarities.clamp(-1, 1).round(decimals=5)
+    return similarities.clamp_(-1, 1).round_(decimals=5)
 
 
 def similarity_weights(similarities: Tensor) -> Tensor:
@@ -64,16 +70,15 @@ def similarity_weights(similarities: Tensor) -> Tensor:
     smaller weight.
 
     Args:
-        similarities: (K,)
+        similarities: (..., K), the last dimension one user's anchors.
 
     Returns:
-        (K,) >= 0, sum 1, in the order of `similarities`.
+        (..., K) >= 0, each user's sum 1, in the order of `similarities`.
     """
     positive = similarities.double().clamp_min(0)
-    total = positive.sum()
-    if total <= 0:
-        return torch.full_like(positive, 1 / len(positive))
-    return positive / total
+    total = positive.sum(dim=-1, keepdim=True)
+    uniform = torch.full_like(positive, 1 / positive.shape[-1])
+    return torch.where(total > 0, positive / total, uniform)
 
 
 def match_anchors(
@@ -91,10 +96,14 @@ def match_anchors(
         ConfigError: K is larger than the bank.
     """
     _require_enough(anchor_ids, top_k)
-    return [
-        _match(user_id, row, anchor_ids, torch.sort(row, descending=True, stable=True).indices[:top_k])
-        for user_id, row in zip(user_ids, similarities, strict=True)
-    ]
+    return _matches(user_ids, similarities, anchor_ids, _nearest(similarities, top_k))
+
+
+def _nearest(similarities: Tensor, count: int) -> Tensor:
+    """Return the columns of each row's highest values, highest first and equal ones in the order of columns."""
+    # Similarities are rounded, so that they are equal or much further apart than this.
+    behind = torch.linspace(0, 1e-9, similarities.shape[1], dtype=torch.float64)
+    return torch.topk(similarities.double() - behind, count, dim=1).indices
 
 
 def random_anchors(
@@ -105,13 +114,12 @@ def random_anchors(
     The draw depends on the seed and the user's id alone. Arguments, order and errors as for `match_anchors`.
     """
     _require_enough(anchor_ids, top_k)
-    matches = []
-    for user_id, row in zip(user_ids, similarities, strict=True):
+    places = torch.empty(len(user_ids), top_k, dtype=torch.int64)
+    for place, user_id, row in zip(places, user_ids, similarities, strict=True):
         generator = torch.Generator().manual_seed(stable_seed(seed, "anchors", user_id))
         drawn = torch.randperm(len(anchor_ids), generator=generator)[:top_k]
-        nearest_first = drawn[torch.sort(row[drawn], descending=True, stable=True).indices]
-        matches.append(_match(user_id, row, anchor_ids, nearest_first))
-    return matches
+        place.copy_(drawn[torch.sort(row[drawn], descending=True, stable=True).indices])
+    return _matches(user_ids, similarities, anchor_ids, places)
 
 
 def _require_enough(anchor_ids: Sequence[str], top_k: int) -> None:
@@ -122,14 +130,14 @@ def _require_enough(anchor_ids: Sequence[str], top_k: int) -> None:
         )
 
 
-def _match(user_id: str, row: Tensor, anchor_ids: Sequence[str], order: Tensor) -> Match:
-    chosen = row[order]
-    return Match(
-        user_id,
-        tuple(anchor_ids[int(i)] for i in order),
-        tuple(float(s) for s in chosen),
-        tuple(float(w) for w in similarity_weights(chosen)),
-    )
+def _matches(user_ids: Sequence[str], similarities: Tensor, anchor_ids: Sequence[str], places: Tensor) -> list[Match]:
+    """Make the matches of users whose anchors are at `places (U, K)`, nearest first."""
+    chosen = similarities.gather(1, places)
+    rows = zip(user_ids, places.tolist(), chosen.tolist(), similarity_weights(chosen).tolist(), strict=True)
+    return [
+        Match(user_id, tuple(anchor_ids[place] for place in at), tuple(found), tuple(weights))
+        for user_id, at, found, weights in rows
+    ]
 
 
 def softmax_weights(similarities: Tensor, temperature: float) -> Tensor:

@@ -210,6 +210,26 @@ def test_matching_by_hand():
     assert sum(second.weights) == pytest.approx(1)
 
 
+def test_equal_similarities_keep_the_order_of_the_bank():
+    names = [f"a{n}" for n in range(300)]
+    similarity = torch.full((2, 300), 0.25, dtype=torch.float64)
+    similarity[1, 7] = similarity[1, 299] = 0.25001
+    first, second = match_anchors(["u", "v"], similarity, names, top_k=3)
+    assert first.anchor_ids == ("a0", "a1", "a2")
+    assert second.anchor_ids == ("a7", "a299", "a0")
+    assert first.similarities == (0.25, 0.25, 0.25)
+
+
+def test_similarity_does_not_depend_on_the_company():
+    generator = torch.Generator().manual_seed(0)
+    users, anchors = torch.randn(150, 40, generator=generator), torch.randn(30, 40, generator=generator)
+    together = cosine_similarity(users, anchors)
+    for index in (0, 63, 64, 149):
+        assert torch.equal(cosine_similarity(users[index : index + 1], anchors)[0], together[index])
+        exact = torch.nn.functional.cosine_similarity(users[index].double(), anchors.double(), dim=-1)
+        assert torch.allclose(together[index], exact, rtol=0, atol=5.1e-6)
+
+
 def test_more_anchors_than_the_bank_has_is_refused():
     with pytest.raises(ConfigError, match="top_k is 3 but the bank has 2 anchors"):
         match_anchors(["u"], torch.zeros(1, 2), ["a", "b"], top_k=3)
