@@ -20,8 +20,8 @@ from mta.files import read_json, write_text
 
 HEAD = """# Results: real users, a small real model
 
-SmolLM2-135M on two CPU cores: LaMP-1, 2 and 4 in fp32 on a machine without bf16 products, the rest in bfloat16 on one
-that has them (AVX-512). The bank is built from the pool users of each task, the
+SmolLM2-135M on two CPU cores: LaMP-3, LaMP-5 and the figures in bfloat16 on a machine that has bf16 products (AVX-512),
+the other tables in fp32 on one without. The bank is built from the pool users of each task, the
 scores are of the target users; people are told apart by their histories. The users are real, but not those of published
 LaMP tables, so **these scores compare methods with each other, not with any paper**. What they say in words, and what
 the statistics assume: [../evaluation.md](../evaluation.md). What each row is: [../rivals.md](../rivals.md). Settings:

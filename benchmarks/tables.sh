@@ -5,7 +5,7 @@
 #
 # DATA holds LaMP_1 ... LaMP_5 with pool_questions.json and target_questions.json (answers beside them); RUNS takes the run
 # folders, which hold user text and stay out of the repository. A killed run continues when the script is called again.
-# One task and seed takes two to six hours on one CPU core, so only LaMP-2 is repeated; docs/results/lamp-2 holds its first
+# One task and seed takes one to six hours on one CPU core, so only LaMP-2 is repeated; docs/results/lamp-2 holds its first
 # seed. What was capped stands in the command, in scores.json and in the table's page.
 set -euo pipefail
 

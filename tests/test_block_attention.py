@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from helpers import tiny_base
 from mta.block_attention import BLOCK, LONGEST, attend_in_blocks, faster_in_blocks
+from mta.forward import answer_nll
+from mta.packing import TokenRow, pack_rows
 from mta.row_attention import attend_within_rows
 
 
@@ -79,3 +82,20 @@ def test_rows_in_blocks_stay_apart_and_use_the_models_scale():
         rows = zip(*(tensor.float().split(lengths, dim=2) for tensor in tensors), strict=True)
         wanted = [scaled_dot_product_attention(*row, is_causal=True, scale=scale, enable_gqa=True) for row in rows]
         assert (both.float() - torch.cat(wanted, dim=2).transpose(1, 2)).abs().max() < 0.05
+
+
+def test_a_model_trains_through_blocks_as_through_its_own_attention():
+    """Losses of packed rows, one long enough for blocks, and their gradients, against the model's own forward pass."""
+    base = tiny_base(torch.float32)
+    rows = [TokenRow(tuple(range(3, 3 + length)), (7, 8, 1)) for length in (BLOCK + 40, 20)]
+    weight = base.model.get_submodule("model.layers.0.self_attn.q_proj").weight.requires_grad_()
+    mine = answer_nll(base, pack_rows(rows, device="cpu"))
+    (gradient,) = torch.autograd.grad(mine.sum(), weight)
+    theirs = []
+    for row in rows:
+        logits = base.model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, -4:-1]
+        theirs.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="sum"))
+    (wanted,) = torch.autograd.grad(sum(theirs), weight)
+    assert torch.allclose(mine, torch.stack(theirs), rtol=0, atol=1e-5)
+    assert torch.allclose(gradient, wanted, rtol=0, atol=1e-6)
+    assert float(wanted.abs().max()) > 1e-4

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from mta.anchors import DroppedCluster
 from mta.base_model import BaseModel
-from mta.config import BankConfig, from_dict, to_dict
+from mta.config import BankConfig, MergeConfig, from_dict, to_dict
 from mta.errors import BankError, DataError, MtaError, NotFound
 from mta.files import read_json, sha256_json, write_json
-from mta.lora.adapter import Adapter, Factors, adapter_from_tensors, require_same_shape
+from mta.lora.adapter import Adapter, AdapterSum, Factors, adapter_from_tensors, require_same_shape
+from mta.merging import merge_terms
 from mta.records import User
 from mta.runtime import versions
 from mta.tasks import get_task
@@ -108,6 +109,15 @@ class Bank:
         if user_id not in self.adapters:
             raise NotFound(f"the bank has no anchor {user_id!r}; its anchors: {', '.join(self.adapters)}")
         return self.adapters[user_id]
+
+    def merged(self, anchor_ids: Sequence[str], weights: Sequence[float], config: MergeConfig) -> AdapterSum:
+        """Merge anchors, over the population adapter where the bank has one; `weights[k]` belongs to `anchor_ids[k]`.
+
+        Raises:
+            NotFound: the bank has no such anchor.
+        """
+        merged = merge_terms([self.adapter(name) for name in anchor_ids], weights, config)
+        return AdapterSum(((1.0, self.population), *merged.terms)) if self.population else merged
 
     def check_base(self, base: BaseModel) -> None:
         """Check that this is the base model the bank was trained on.

@@ -20,7 +20,7 @@ from torch import Tensor
 BLOCK = 128
 """Queries per block."""
 LONGEST = 1024
-"""Tokens up to which a row's kept weights are no larger than the rest that its layer keeps for the way back."""
+"""Tokens of the longest row attended to in blocks: the weights kept for the way back grow with their square."""
 
 
 def faster_in_blocks(query: Tensor) -> bool:

@@ -25,10 +25,9 @@ from mta.base_model import BaseModel
 from mta.candidates import candidate_scores
 from mta.config import EngineConfig
 from mta.forward import answer_nll
-from mta.lora.adapter import Adapter, AdapterSum
 from mta.lora.attach import attached
 from mta.lora.frozen_stack import inference_stack
-from mta.lora.stacked import Overlay
+from mta.lora.stacked import Finished
 from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ class Request:
     """One prompt to answer, with the adapter that answers it."""
 
     row: TokenRow
-    adapter: Adapter | AdapterSum | Overlay | None = None
+    adapter: Finished | None = None
 
 
 def generate(
@@ -195,7 +194,7 @@ def _routed(
     base: BaseModel, requests: Sequence[Request], *, lengths: Sequence[int] | None = None
 ) -> AbstractContextManager[None]:
     """Attach the batch's distinct adapters and route each row to its own; `lengths` are those of a pack's rows."""
-    distinct: dict[int, Adapter | AdapterSum | Overlay | None] = {id(r.adapter): r.adapter for r in requests}
+    distinct: dict[int, Finished | None] = {id(r.adapter): r.adapter for r in requests}
     if all(adapter is None for adapter in distinct.values()):
         return nullcontext()
     place = {key: index for index, key in enumerate(distinct)}

@@ -16,7 +16,7 @@ from mta.errors import ConfigError
 from mta.lora.adapter import Adapter, AdapterSum, cat, distance, mix_factors, require_one_weight_each, scale
 from mta.seeds import stable_seed
 
-SIDE_BY_SIDE = 64
+SIDE_BY_SIDE = 16
 """Users in one product of similarities."""
 
 
@@ -231,11 +231,6 @@ def merge_terms(adapters: Sequence[Adapter], weights: Sequence[float], config: M
         return AdapterSum(((config.scale, merge_linear(adapters, weights)),))
     require_one_weight_each(adapters, weights)
     return AdapterSum(tuple((w * config.scale, adapter) for w, adapter in zip(weights, adapters, strict=True)))
-
-
-def merge(adapters: Sequence[Adapter], weights: Sequence[float], config: MergeConfig) -> Adapter:
-    """Merge as `merge_terms` does, into one adapter."""
-    return merge_terms(adapters, weights, config).whole()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from mta.files import sha256_json
 from mta.generation import Request, generate
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.stacked import OverlayRecipe
-from mta.merging import Match, cosine_similarity, match_anchors, merge_terms, random_anchors, reweigh
+from mta.merging import Match, cosine_similarity, match_anchors, random_anchors, reweigh
 from mta.presets import default_preset, find_preset
 from mta.progress import Progress, silent
 from mta.prompting import render
@@ -301,15 +301,11 @@ def match_to_bank(
 def merged_recipe(match: Match, bank: Bank, config: MergeConfig) -> Recipe:
     """Return the recipe of one user's merged adapter, over the bank's population adapter where it has one."""
 
-    def parts() -> AdapterSum:
-        merged = merge_terms([bank.adapter(name) for name in match.anchor_ids], match.weights, config)
-        return AdapterSum(((1.0, bank.population), *merged.terms)) if bank.population else merged
-
     ranks = [bank.adapter(name).rank for name in match.anchor_ids]
     rank = sum(ranks) if config.mode == "cat" else max(ranks)
     beneath = bank.population.rank if bank.population else 0
     decides = [bank.checksum, match.anchor_ids, match.weights, config.mode, config.scale]
-    return Recipe(sha256_json(decides), rank + beneath, parts)
+    return Recipe(sha256_json(decides), rank + beneath, lambda: bank.merged(match.anchor_ids, match.weights, config))
 
 
 def stack_recipes(recipes: Sequence[Recipe]) -> Recipe | None:

@@ -18,8 +18,7 @@ from mta.bank import Bank
 from mta.base_model import BaseModel
 from mta.config import EngineConfig, MergeConfig
 from mta.generation import Request, score_answers
-from mta.lora.adapter import Adapter, cat
-from mta.merging import Match, merge
+from mta.merging import Match
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
 from mta.seeds import stable_seed
@@ -127,7 +126,7 @@ def _costs(
     requests = [
         Request(row, adapter)
         for search, candidate in zip(searches, weights, strict=True)
-        for adapter in [_merged(bank, search.match, candidate, merging)]
+        for adapter in [bank.merged(search.match.anchor_ids, candidate.tolist(), merging)]
         for row in search.rows
     ]
     losses = iter(score_answers(base, requests, engine=engine))
@@ -137,8 +136,3 @@ def _costs(
         tokens = sum(len(row.answer) for row in search.rows)
         costs.append(nats / tokens + penalty * float(candidate.abs().sum()))
     return costs
-
-
-def _merged(bank: Bank, match: Match, weights: Tensor, merging: MergeConfig) -> Adapter:
-    merged = merge([bank.adapter(name) for name in match.anchor_ids], weights.tolist(), merging)
-    return cat([bank.population, merged]) if bank.population else merged

@@ -64,7 +64,7 @@ def made(known: Resources) -> PersonalizedUsers:
 def user_of(people: PersonalizedUsers, name: str) -> RoutedUser:
     adapter = people.users[name].adapter
     assert adapter is not None
-    whole = adapter.make()
+    whole = adapter.parts()
     assert isinstance(whole, RoutedUser)
     assert whole.rank == adapter.rank
     return whole

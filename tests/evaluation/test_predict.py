@@ -18,7 +18,7 @@ from mta.data.personas import make_personas
 from mta.errors import DataError
 from mta.evaluation import predict as module
 from mta.evaluation.predict import predict
-from mta.lora.adapter import Adapter, Recipe, recipe
+from mta.lora.adapter import Adapter, AdapterSum, Recipe, recipe
 from mta.personalize import Personalized, renderer
 from mta.prompting import render
 from mta.records import Example, Query, User
@@ -178,11 +178,11 @@ def test_progress_rises_to_all_queries(base, monkeypatch) -> None:
 
 
 def counted(one: Recipe, made: list[str]) -> Recipe:
-    def make() -> Adapter:
+    def parts() -> AdapterSum:
         made.append(one.fingerprint)
-        return one.make()
+        return one.parts()
 
-    return Recipe(one.fingerprint, one.rank, make)
+    return Recipe(one.fingerprint, one.rank, parts)
 
 
 def test_an_adapter_is_made_once_and_only_where_something_is_asked(base) -> None:

@@ -17,10 +17,10 @@ from mta.merging import (
     Match,
     cosine_similarity,
     match_anchors,
-    merge,
     merge_cat,
     merge_distance,
     merge_linear,
+    merge_terms,
     random_anchors,
     reweigh,
     similarity_weights,
@@ -71,13 +71,13 @@ def test_with_a_shared_A_both_merges_agree():
 def test_merging_one_anchor_with_weight_one_is_that_anchor():
     (one,) = adapters(1)
     for mode in ("cat", "linear"):
-        merged = merge([one], [1.0], MergeConfig(mode=mode))
+        merged = merge_terms([one], [1.0], MergeConfig(mode=mode)).whole()
         assert all(torch.equal(merged.delta(name), one.delta(name)) for name in NAMES)
 
 
 def test_scale_of_the_merged_delta():
     parts = adapters(2)
-    once, half = (merge(parts, [0.6, 0.4], MergeConfig(scale=s)) for s in (1.0, 0.5))
+    once, half = (merge_terms(parts, [0.6, 0.4], MergeConfig(scale=s)).whole() for s in (1.0, 0.5))
     assert torch.allclose(half.delta(NAMES[0]), 0.5 * once.delta(NAMES[0]))
 
 
@@ -224,7 +224,7 @@ def test_similarity_does_not_depend_on_the_company():
     generator = torch.Generator().manual_seed(0)
     users, anchors = torch.randn(150, 40, generator=generator), torch.randn(30, 40, generator=generator)
     together = cosine_similarity(users, anchors)
-    for index in (0, 63, 64, 149):
+    for index in (0, 15, 16, 149):
         assert torch.equal(cosine_similarity(users[index : index + 1], anchors)[0], together[index])
         exact = torch.nn.functional.cosine_similarity(users[index].double(), anchors.double(), dim=-1)
         assert torch.allclose(together[index], exact, rtol=0, atol=5.1e-6)

@@ -171,11 +171,11 @@ def _recipe(
 ) -> OverlayRecipe:
     """Return the recipe of everything one user has; a user who was not trained has the experts alone."""
 
-    def make() -> RoutedUser:
+    def parts() -> RoutedUser:
         return RoutedUser(experts, weights, user_factors(stored.tensors(base), weights) if stored else {})
 
-    parts = [experts.fingerprint, weights.tolist(), stored.note.fingerprint if stored else None]
-    return OverlayRecipe(sha256_json(parts), rank if stored else 0, make)
+    decides = [experts.fingerprint, weights.tolist(), stored.note.fingerprint if stored else None]
+    return OverlayRecipe(sha256_json(decides), rank if stored else 0, parts)
 
 
 def _stored_bytes(base: BaseModel, config: ProperConfig, train: TrainConfig | None) -> int:

@@ -13,8 +13,7 @@ from functools import partial
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
-from mta.lora.adapter import Adapter, AdapterSum
-from mta.lora.stacked import Overlay
+from mta.lora.stacked import Finished
 from mta.packing import TokenRow
 from mta.personalize import Personalized
 from mta.progress import Step
@@ -78,7 +77,7 @@ def examples_of(person: Personalized) -> tuple[Example, ...]:
 
 def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Request]]:
     """Turn queries into requests; people who share an adapter share one copy of it."""
-    made: dict[str, Adapter | AdapterSum | Overlay] = {}
+    made: dict[str, Finished] = {}
     asked = []
     for person in people:
         examples = examples_of(person)

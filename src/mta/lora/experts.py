@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mta.errors import AdapterError
-from mta.lora.adapter import Adapter, AdapterSum, Factors, map_tensors
+from mta.lora.adapter import Adapter, Factors, map_tensors
 from mta.lora.routed_linear import Stretch, stretches
-from mta.lora.stacked import Overlay, Shapes, check_routed, not_routed
+from mta.lora.stacked import Finished, Shapes, check_routed, not_routed
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class RoutedUser:
 
     def make_stack(
         self,
-        together: Sequence[Adapter | AdapterSum | Overlay | None],
+        together: Sequence[Finished | None],
         shapes: Shapes,
         *,
         device: torch.device | str,

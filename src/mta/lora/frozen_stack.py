@@ -20,14 +20,14 @@ from torch import Tensor
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, AdapterSum, Factors, as_sum
 from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
-from mta.lora.stacked import Overlay, RoutedStack, Shapes, check_routed, not_routed
+from mta.lora.stacked import Finished, RoutedStack, Shapes, check_routed, not_routed
 
 WORTH_COPYING = 64
 """Multiplying a row's token by a rank that is not its own costs about this part of copying one rank for a row."""
 
 
 def inference_stack(
-    together: Sequence[Adapter | AdapterSum | Overlay | None],
+    together: Sequence[Finished | None],
     shapes: Shapes,
     *,
     device: torch.device | str,

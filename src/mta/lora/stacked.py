@@ -61,7 +61,7 @@ class Overlay(Protocol):
 
     def make_stack(
         self,
-        together: Sequence[Adapter | AdapterSum | Overlay | None],
+        together: Sequence[Finished | None],
         shapes: Shapes,
         *,
         device: torch.device | str,
@@ -70,18 +70,19 @@ class Overlay(Protocol):
         """Make the stack of a batch, itself among others; see `inference_stack`."""
 
 
+Finished = Adapter | AdapterSum | Overlay
+"""What a request can be answered with."""
+
+
 @dataclass(frozen=True, slots=True)
 class OverlayRecipe:
-    """An overlay as the way to make it, as `Recipe` is of an adapter."""
+    """An overlay as the way to get it, as `Recipe` is of an adapter."""
 
     fingerprint: str
     """Identifies the result."""
     rank: int
-    make: Callable[[], Overlay]
-
-    def parts(self) -> Overlay:
-        """Make it; there is nothing to keep apart."""
-        return self.make()
+    parts: Callable[[], Overlay]
+    """Gets it."""
 
 
 def not_routed(x: Tensor, module: str, routed: str) -> AdapterError:
