@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "mta"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     # 0 plain Python: errors, records, settings, files
-    ("errors", "records", "characters", "config", "files", "presets", "models", "seeds", "progress"),
+    ("errors", "records", "characters", "config", "files", "folder_lock", "presets", "models", "seeds", "progress"),
     # 1 text and tokens, no tensors of a model
     ("metrics", "retrieval", "prompting", "packing", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths

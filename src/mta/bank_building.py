@@ -31,6 +31,7 @@ from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
 from mta.encoders import Encoder, document_vectors, embed_users
 from mta.errors import AdapterError, BankError, ConfigError, DataError
 from mta.files import sha256_json
+from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
@@ -60,6 +61,7 @@ class Encoders:
     cache: VectorCache | None = None
 
 
+@alone_in_folder
 def build_bank(
     pool: Sequence[User],
     task: Task,
@@ -96,6 +98,7 @@ def build_bank(
             fewer than `min_anchors` are kept.
         DataError: no anchor has training examples.
         AdapterError: the population adapter beneath diverged.
+        StorageError: the folder cannot be written, or another call is at work there.
     """
     build = _Build(task, base, folder, work or folder / WORK, config, encoders, engine or EngineConfig(), progress)
     _refuse_other_bank(folder, task, base)

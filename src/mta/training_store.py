@@ -19,7 +19,8 @@ from mta.adapter_files import load_adapter, load_trained, save_trained
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.errors import DataError, MtaError
-from mta.files import make_folder, read_json, safe_name, sha256_json, write_json
+from mta.files import read_json, safe_name, sha256_json, write_json
+from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter, Recipe, as_sum
 from mta.training import Trained, TrainProgress, finish_checkpoint, train
 from mta.training_checkpoint import job_fingerprint, jobs_fingerprint
@@ -82,6 +83,7 @@ class TrainedSet:
     tokens, and adapters that have been replaced since count no more."""
 
 
+@alone_in_folder
 def train_and_store(
     base: BaseModel,
     jobs: Sequence[TrainJob],
@@ -101,9 +103,8 @@ def train_and_store(
 
     Raises:
         DataError, ConfigError: see `training.train`.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another call is at work there.
     """
-    make_folder(folder)
     kept = {job.job_id: _stored(folder, job, base) for job in jobs}
     checkpoint = folder / CHECKPOINT
     while planned := _planned(folder, jobs, kept, engine):  # twice where a finished job's file has gone since

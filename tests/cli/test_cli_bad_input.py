@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cli_world import QUICK, QUICK_ADAPT, QUICK_BANK, film_record, good, mta, refused, snapshot, write_films
+from mta.folder_lock import LOCK, sole_use
 from mta.tensor_files import load_tensors, save_tensors
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
@@ -461,3 +462,13 @@ def test_usage_errors_are_2_as_well() -> None:
     assert mta("run", "lamp-2").code == 2
     assert mta("nonsense").code == 2
     assert mta("run", "lamp-2", "--users", "many").code == 2
+
+
+@pytest.mark.parametrize("inside", ["", "bank", "adapters/mta"])
+def test_a_folder_in_which_another_call_is_at_work(films: Any, tmp_path: Path, inside: str) -> None:
+    out = tmp_path / "out"
+    with sole_use(out / inside):
+        message = refused("run", "lamp-2", *films.both, *QUICK, *METHODS, "--out", out)
+        assert f"{out / inside} is in use" in message
+    good("run", "lamp-2", *films.both, *QUICK, *METHODS, "--out", out)
+    assert not [path for path in out.rglob("*") if path.name == LOCK]

@@ -37,6 +37,7 @@ from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.table import format_cost
 from mta.files import folder_if_used, read_json, safe_name, sha256_json, write_json, write_text
+from mta.folder_lock import alone_in_folder
 from mta.merging import Match
 from mta.personalize import PersonalizedUsers, Resources, adapt_over, match_users, merged_recipe
 from mta.progress import Progress, silent
@@ -109,6 +110,7 @@ class _Trained:
 Train = Callable[[Sequence[User], Resources], _Trained]
 
 
+@alone_in_folder
 def measure_growth(
     pool: Sequence[User],
     targets: Sequence[User],

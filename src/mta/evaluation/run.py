@@ -51,6 +51,7 @@ from mta.evaluation.table import (
     markdown_table,
 )
 from mta.files import folder_if_used, read_json, write_json, write_text
+from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter
 from mta.merging import Match, check_weights, merge_distance
 from mta.personalize import Resources, match_users
@@ -74,6 +75,7 @@ class RunResult:
     """Markdown."""
 
 
+@alone_in_folder
 def run(
     pool: Sequence[User],
     targets: Sequence[User],
@@ -98,6 +100,7 @@ def run(
     Raises:
         DataError: a target is also in the pool, a query has no gold answer, a target has no history.
         ConfigError: top_k is larger than the bank, or the folder holds a run of another task or base model.
+        StorageError: the folder cannot be written, or another call is at work there.
     """
     started = time.monotonic()
     task = config.task

@@ -34,6 +34,7 @@ from mta.evaluation.run_config import RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.table import csv_table, markdown_table
 from mta.files import write_json, write_text
+from mta.folder_lock import alone_in_folder
 from mta.merging import check_weights
 from mta.personalize import Resources
 from mta.progress import Progress, silent
@@ -113,6 +114,7 @@ def find_sweep(name: str) -> Sweep:
     return SWEEPS[name]
 
 
+@alone_in_folder
 def run_sweep(
     pool: Sequence[User],
     targets: Sequence[User],
