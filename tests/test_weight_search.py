@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,10 @@ from helpers import tiny_base
 from mta.bank import Bank
 from mta.base_model import BaseModel
 from mta.config import MergeConfig
-from mta.generation import Request, score_answers
 from mta.merging import Match, merge_cat
 from mta.packing import TokenRow
 from mta.personalize import Resources, match_users, personalize_users
+from mta.seeds import stable_seed
 from mta.user_rows import user_rows
 from mta.weight_search import SearchConfig, search_weights
 from small_world import ADAPT, ENCODER, ENGINE, OWN, PROMPTS, invented_bank, small_targets
@@ -41,11 +44,44 @@ def rows(base: BaseModel) -> dict[str, tuple[TokenRow, ...]]:
     return {u.user_id: user_rows(base.tokens, OWN, u, train=ADAPT, prompts=PROMPTS).rows for u in small_targets()}
 
 
-def cost(base: BaseModel, bank: Bank, match: Match, own: tuple[TokenRow, ...], penalty: float) -> float:
-    """The objective, from the formula."""
-    adapter = merge_cat([bank.adapter(name) for name in match.anchor_ids], match.weights)
-    nats = sum(score_answers(base, [Request(row, adapter)], engine=ENGINE)[0] for row in own)
-    return nats / sum(len(row.answer) for row in own) + penalty * sum(map(abs, match.weights))
+def slow_cost(base: BaseModel, bank: Bank, match: Match, own: Sequence[TokenRow], penalty: float) -> float:
+    """Nats per answer token of a copy of the model with `sum_k w_k B_k A_k` in its weights, plus the penalty."""
+    model = copy.deepcopy(base.model)
+    for name, weight in zip(match.anchor_ids, match.weights, strict=True):
+        for module, factors in bank.adapter(name).modules.items():
+            model.get_submodule(module).weight.data += weight * factors.B @ factors.A
+    nats = 0.0
+    for row in own:
+        logits = model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0].log_softmax(-1)
+        places = range(len(row.prompt) - 1, len(row) - 1)
+        nats -= sum(float(logits[place, token]) for place, token in zip(places, row.answer, strict=True))
+    return nats / sum(len(row.answer) for row in own) + penalty * sum(map(abs, match.weights)) / len(match.weights)
+
+
+def slow_search(base: BaseModel, bank: Bank, match: Match, own: Sequence[TokenRow], config: SearchConfig) -> Match:
+    """The evolution strategy, one candidate at a time."""
+    generator = torch.Generator().manual_seed(stable_seed(config.seed, "weights", match.user_id))
+    best, lowest, step = match, slow_cost(base, bank, match, own, config.penalty), 1.5 * config.step
+    for _ in range(config.budget):
+        change = torch.randn(len(best.weights), generator=generator, dtype=torch.float64).tolist()
+        moved = [weight + step * by for weight, by in zip(best.weights, change, strict=True)]
+        tried = replace(best, weights=tuple(min(max(weight, -config.limit), config.limit) for weight in moved))
+        found = slow_cost(base, bank, tried, own, config.penalty)
+        if found < lowest:
+            best, lowest, step = tried, found, 1.5 * step
+        else:
+            step /= 1.5**0.25
+    return best
+
+
+def test_it_is_the_strategy_tried_one_candidate_at_a_time(base: BaseModel, bank: Bank) -> None:
+    before, own = matches(bank), rows(base)
+    config = SearchConfig(budget=8, seed=3)
+    after = search_weights(base, bank, before, own, merging=MERGE, engine=ENGINE, config=config)
+    for name, match in after.items():
+        assert match.weights == pytest.approx(slow_search(base, bank, before[name], own[name], config).weights)
+    others = search_weights(base, bank, before, own, merging=MERGE, engine=ENGINE, config=replace(config, seed=4))
+    assert {m.weights for m in others.values()}.isdisjoint(m.weights for m in after.values())
 
 
 def test_it_never_ends_worse_than_it_began_and_mostly_better(base: BaseModel, bank: Bank) -> None:
@@ -53,8 +89,8 @@ def test_it_never_ends_worse_than_it_began_and_mostly_better(base: BaseModel, ba
     config = SearchConfig(budget=25)
     after = search_weights(base, bank, before, own, merging=MERGE, engine=ENGINE, config=config)
     gains = [
-        cost(base, bank, before[name], own[name], config.penalty)
-        - cost(base, bank, after[name], own[name], config.penalty)
+        slow_cost(base, bank, before[name], own[name], config.penalty)
+        - slow_cost(base, bank, after[name], own[name], config.penalty)
         for name in before
     ]
     assert min(gains) > -1e-5

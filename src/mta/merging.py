@@ -29,7 +29,7 @@ class Match:
     similarities: tuple[float, ...]
     """Cosine similarity to each anchor, highest first."""
     weights: tuple[float, ...]
-    """Merge weight of each anchor, in the same order; they sum to 1."""
+    """Merge weight of each anchor, in the same order; they sum to 1, unless they were searched for."""
 
 
 def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:

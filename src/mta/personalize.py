@@ -39,7 +39,7 @@ from mta.tasks.examples import BM25, Retriever, query_examples
 from mta.tasks.task import Task
 from mta.user_rows import user_rows
 from mta.vector_cache import VectorCache
-from mta.weight_search import search_weights
+from mta.weight_search import SearchConfig, search_weights
 
 NO_MATCHES: Mapping[str, Match] = MappingProxyType({})
 
@@ -115,6 +115,8 @@ class PersonalizedUsers:
     shared_seconds: float = 0.0
     """Wall time of the training on the pool beneath these users: bank, population adapter and the like, the whole of
     it, whoever else stands on it."""
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    """Setting -> the value that this method chose on users of the pool."""
 
 
 def personalize_users(
@@ -261,6 +263,7 @@ def _searched(users: Sequence[User], resources: Resources, matches: Mapping[str,
         rows,
         merging=resources.merge,
         engine=resources.engine,
+        config=SearchConfig(seed=resources.adapt.seed),
         progress=resources.progress,
     )
 

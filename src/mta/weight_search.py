@@ -36,7 +36,7 @@ class SearchConfig:
     limit: float = 1.5
     """Largest size of a weight (PriME)."""
     penalty: float = 0.05
-    """Nats per answer token that a sum of |w| of 1 costs (LoraHub)."""
+    """Nats per answer token that a mean of |w| of 1 costs (LoraHub)."""
     step: float = 0.3
     """Standard deviation of the first changes; grows after a success, shrinks after a failure."""
     seed: int = 0
@@ -134,5 +134,5 @@ def _costs(
     for search, candidate in zip(searches, weights, strict=True):
         nats = sum(next(losses) for _ in search.rows)
         tokens = sum(len(row.answer) for row in search.rows)
-        costs.append(nats / tokens + penalty * float(candidate.abs().sum()))
+        costs.append(nats / tokens + penalty * float(candidate.abs().mean()))
     return costs

@@ -49,7 +49,9 @@ def test_answers_are_those_of_the_method_corrected_with_the_strength_of_the_pool
     strength = choose_strength(judged, ratios).strength
     plain = answers(METHODS["mta"](targets, have), have)
     wanted = [with_prior(row, ratios[row.user_id], strength) for row in plain]
-    assert answers(find_method("mta+prior")(targets, have), have) == wanted
+    corrected = find_method("mta+prior")(targets, have)
+    assert answers(corrected, have) == wanted
+    assert corrected.chosen == {"prior strength": strength}
 
 
 def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
@@ -57,12 +59,29 @@ def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
     names = {user.user_id for user in judges}
     assert len(names) == 5
     assert not names & set(have.need_bank().anchor_ids)
-    many = [replace(user, user_id=f"{user.user_id}-{n}") for user in have.pool for n in range(9)]
+    many = [replace(user, queries=have.pool[0].queries) for user in small_world(pool=JUDGES + 9)[0]]
     chosen = judges_of(replace(have, pool=many))
     assert len(chosen) == JUDGES
     assert judges_of(replace(have, pool=many[::-1])) == chosen
     silent = [replace(user, queries=tuple(replace(q, gold=None) for q in user.queries)) for user in have.pool]
     assert judges_of(replace(have, pool=silent)) == []
+
+
+def test_an_anchors_person_is_no_judge_under_another_id_and_nobody_is_two(have: Resources) -> None:
+    judges = judges_of(have)
+    twice = [*have.pool, *(replace(user, user_id=f"{user.user_id}-again") for user in have.pool)]
+    again = judges_of(replace(have, pool=twice))
+    assert {user.user_id.removesuffix("-again") for user in again} == {user.user_id for user in judges}
+    assert len(again) == len(judges)
+
+
+def test_one_judge_is_too_few_to_choose_on(have: Resources, caplog: pytest.LogCaptureFixture) -> None:
+    """So that the swap of adapters, which needs two people, never fails for want of judges."""
+    (first, *_), targets = judges_of(have), world()[1]
+    pool = [user if user.user_id == first.user_id else replace(user, queries=()) for user in have.pool]
+    people = find_method("swapped-user+prior")(targets, replace(have, pool=pool))
+    assert people.chosen == {"prior strength": 1.0}
+    assert "1 people of the pool" in caplog.text
 
 
 def test_without_judges_the_strength_is_one(have: Resources, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,6 +101,9 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     assert list(scores) == list(names)
     assert scores["classical"]["metrics"]["nll"] != scores["classical-pool"]["metrics"]["nll"]
     assert scores["classical"]["predict_seconds"] is None
+    (chosen,) = scores["classical"]["chosen_on_pool"]
+    assert {"C", "smoothing", "strength"} <= chosen.keys()
+    assert [list(one) for one in scores["mta+prior"]["chosen_on_pool"]] == [["prior strength"]]
     again = run(*world(), replace(CONFIG, methods=names[::-1]), tmp_path / "again").scores["methods"]
     assert {name: again[name]["metrics"] for name in names} == {name: scores[name]["metrics"] for name in names}
 

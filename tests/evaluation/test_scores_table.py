@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +62,8 @@ def test_scores_have_the_form_of_the_file(tmp_path: Any) -> None:
     assert set(mta) == {
         *("metrics", "ci95", "updates_per_user", "adapter_bytes_per_user", "shared_train_seconds"),
         *("train_seconds", "predict_seconds"),
-        *("cut_prompts", "cut_training_prompts", "not_adapted", "seeds", "by_seed", "seed_sd"),
+        *("cut_prompts", "cut_training_prompts", "not_adapted", "chosen_on_pool", "seeds", "by_seed"),
+        "seed_sd",
     }
     assert set(mta["metrics"]) == set(mta["ci95"]) == {"accuracy", "macro_f1", "label_accuracy", "nll"}
     assert mta["metrics"]["accuracy"] == pytest.approx(5 / 6)
@@ -165,6 +167,7 @@ def test_what_is_no_scores_file(value: Any, message: str) -> None:
         ({"methods": {"mta": {"metrics": {}, "ci95": [1]}}}, "'ci95' of method 'mta' is not an object"),
         ({"methods": {"mta": {"metrics": {}, "ci95": {"mae": [1]}}}}, r"interval of 'mae' of method 'mta' is \[1\]"),
         ({"methods": {"mta": {"metrics": {}, "not_adapted": [3]}}}, "'not_adapted' of method 'mta' is not an object"),
+        ({"methods": {"mta": {"metrics": {}, "chosen_on_pool": [3]}}}, "'chosen_on_pool' of method 'mta' is not"),
         ({"comparisons": [3]}, "'comparisons' is not a list of objects"),
         ({"task": ["lamp-2"]}, r"'task' is \['lamp-2'\], wanted a name"),
         ({"run": 3}, "'run' is not an object"),
@@ -208,6 +211,20 @@ def test_who_was_not_adapted_and_what_was_cut_stands_below_the_table() -> None:
     assert [line for line in markdown_table(scores).splitlines() if line][-2:] == notes
     page = render_report(scores=[scores], run_card={})
     assert all(note in page for note in notes)
+
+
+def test_what_was_chosen_on_the_pool_stands_below_the_table() -> None:
+    records = [
+        replace(record("base", "ab"), chosen_on_pool=[{}]),
+        replace(record("classical", "ab"), chosen_on_pool=[{"C": 3.0, "strength": 1.25}]),
+        replace(record("mta+prior", "ab"), chosen_on_pool=[{"prior strength": s} for s in (0.0, 0.25, 0.0)]),
+        replace(record("mta", "ab"), chosen_on_pool=[{"x": 1.0}, {"x": 1.0}]),
+    ]
+    scores = build_scores("lamp-2", records, base="b", seeds=[1], metrics=["accuracy"], labels=LABELS)
+    assert scores["methods"]["base"]["chosen_on_pool"] == []
+    assert method_notes(scores) == [
+        "Chosen on users of the pool: classical C 3, strength 1.25; mta+prior prior strength 0 / 0.25 / 0; mta x 1."
+    ]
 
 
 def test_controls_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mta.evaluation.answers import method_record
 from mta.evaluation.run import open_run, run
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.statistics import score_predictions
-from mta.evaluation.sweep import AS_ASKED, SWEEPS, run_sweep
+from mta.evaluation.sweep import AS_ASKED, SWEEPS, _usual_values, run_sweep
 from mta.files import read_json
 from mta.personalize import match_users
 from mta.tasks import get_task
@@ -127,11 +128,56 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, na
         ("weight", "uniform-weights"),
         ("top-k", "oppu"),
         ("rank", "rag-1"),
+        ("rank", "population"),
+        ("weight", "population-adapt"),
+        ("top-k", "per-pcs"),
+        ("weight", "proper+prior"),
+        ("bank-size", "oppu"),
+        ("bank-size", "classical"),
     ],
 )
 def test_settings_that_change_nothing_are_refused(tmp_path: Path, over: str, method: str) -> None:
-    with pytest.raises(ConfigError, match=f"{method} does not depend on {over}"):
+    with pytest.raises(ConfigError, match=f"{re.escape(method)} does not depend on {over}"):
         swept(tmp_path / "sweep", over, (1,), method=method)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("over", "method", "values"),
+    [
+        ("rank", "population-adapt", (1, 2)),
+        ("bank-size", "oppu-task", (2, 3)),
+        ("bank-size", "per-pcs", (2, 3)),
+        ("top-k", "proper", (1, 2)),
+        ("weight", "rag+mta", (0.1, 0.9)),
+    ],
+)
+def test_settings_that_change_a_rival_are_taken(
+    tmp_path: Path, over: str, method: str, values: tuple[float, ...]
+) -> None:
+    scores, _ = swept(tmp_path, over, values, method=method)
+    one, two, *_ = (found["metrics"]["nll"] for found in scores["methods"].values())
+    assert one != two
+
+
+def test_weights_of_a_single_anchor_are_refused(tmp_path: Path) -> None:
+    single = replace(RUN, top_k=1)
+    with pytest.raises(ConfigError, match="is 1 at every point; merge more anchors"):
+        run_sweep(*small_world(), single, tmp_path / "sweep", over="weight")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_usual_banks_are_no_larger_than_the_pool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool, targets = small_world()
+    many = [replace(pool[n % len(pool)], user_id=f"pool {n}") for n in range(64)]
+    assert _usual_values(SWEEPS["bank-size"], many) == (50, 60)
+    assert "left out bank sizes above 64, the users of the pool: 70, 80, 90, 100" in caplog.text
+    assert _usual_values(SWEEPS["top-k"], pool) == SWEEPS["top-k"].usual
+    few = f"the pool has {len(pool)} users with a history"
+    with pytest.raises(ConfigError, match=f"{few}; name smaller ones with --value"):
+        run_sweep(pool, targets, RUN, tmp_path / "sweep", over="bank-size")
+    with pytest.raises(ConfigError, match=f"asked to have 99 anchors, and {few}; lower the values"):
+        run_sweep(pool, targets, RUN, tmp_path / "sweep", over="bank-size", values=(3, 99))
     assert not (tmp_path / "sweep").exists()
 
 

@@ -33,5 +33,6 @@ def _serve(users: Sequence[User], resources: Resources, *, personal: bool) -> Pe
                 answers=partial(fitted.answers, user, personal=personal),
             )
             for user in users
-        }
+        },
+        chosen=fitted.chosen if personal else {},
     )

@@ -91,7 +91,7 @@ def find_leaks(pool: Sequence[User], targets: Sequence[User], *, rule: PersonRul
     return Leaks(
         shared_ids=tuple(user.user_id for user in targets if user.user_id in pool_ids),
         same_people=_same_people(pool, targets, rule),
-        seen_answers=() if rule.answers_may_be_seen else _seen_answers(pool, targets),
+        seen_answers=() if rule.answers_may_be_seen else seen_answers(pool, targets),
     )
 
 
@@ -107,7 +107,12 @@ def _same_people(pool: Sequence[User], targets: Sequence[User], rule: PersonRule
     )
 
 
-def _seen_answers(pool: Sequence[User], targets: Sequence[User]) -> tuple[tuple[str, str], ...]:
+def seen_answers(pool: Sequence[User], targets: Sequence[User]) -> tuple[tuple[str, str], ...]:
+    """List where the pool's histories hold the text of a target's query with its answer.
+
+    Returns:
+        (pool user, query id) pairs.
+    """
     holders: dict[frozenset[str], list[str]] = {}
     for user in pool:
         for item in {item_texts(item) for item in user.history}:

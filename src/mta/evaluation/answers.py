@@ -61,6 +61,7 @@ def method_record(
         cut_prompts=answers.cut_prompts,
         cut_training_prompts=people.cut_rows,
         not_adapted=Counter(person.note for person in people.users.values() if person.note),
+        chosen_on_pool=[people.chosen],
     )
 
 

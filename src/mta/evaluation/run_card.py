@@ -12,7 +12,8 @@ from typing import Any
 
 from mta.bank import Bank
 from mta.config import to_dict
-from mta.data.splits import answers_in_own_history
+from mta.data.people import PersonRule, rule_for
+from mta.data.splits import answers_in_own_history, seen_answers
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.table import cut_prompts, not_adapted
 from mta.personalize import Resources
@@ -48,7 +49,7 @@ def run_card(
         "anchor tokens trained": _each(sum(anchor.tokens for anchor in bank.anchors) for bank in banks),
         "training pairs from": sorted({anchor.source for bank in banks for anchor in bank.anchors}),
         "population control": _population_effort(banks[0]) if "population" in scores["methods"] else "not run",
-        "leak check": "no target person in the pool (ids, shared histories, answers seen)",
+        "leak check": leak_check(pool, targets, rule_for(config.task_id)),
         "queries answered in the user's own history": len(answers_in_own_history(targets)),
         "not adapted": not_adapted(scores) or "nobody",
         "prompts cut to fit the model": cut_prompts(scores) or "none",
@@ -58,6 +59,19 @@ def run_card(
         "versions": versions(),
         **({REPEATS: FIRST_SEED} if len(config.seeds) > 1 else {}),
     }
+
+
+def leak_check(pool: Sequence[User], targets: Sequence[User], rule: PersonRule) -> str:
+    """Say by what the targets were found not to be in the pool, and how many of their answers stand there."""
+    compared = "ids" if rule.ids_are_people else "ids and histories"
+    if not rule.answers_may_be_seen:
+        return f"no target person in the pool (compared by {compared}), no target's answer in a pool history"
+    seen = {query_id for _, query_id in seen_answers(pool, targets)}
+    count = sum(len(user.queries) for user in targets)
+    return (
+        f"no target person in the pool (compared by {compared}); {len(seen)} of {count} queries stand in a pool "
+        "history with their answer, which this task allows: see the slices by texts seen"
+    )
 
 
 def _each(values: Iterable[str | int]) -> str | int:

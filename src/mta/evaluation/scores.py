@@ -61,6 +61,8 @@ class MethodRecord:
     """Training examples of this method whose prompt was cut to fit the model."""
     not_adapted: Mapping[str, int] = field(default_factory=dict)
     """Reason -> users who were answered without an adapter of their own, though the method has one."""
+    chosen_on_pool: Sequence[Mapping[str, float]] = ()
+    """Setting -> the value that the method chose on users of the pool; one mapping for each of the repeated runs."""
 
 
 def build_scores(
@@ -253,6 +255,7 @@ def _method(
         "seed_sd": {name: finite(value) for name, value in apart.items()} if len(scores.seeds) > 1 else None,
         **{name: finite(getattr(record, name)) for name in (*COSTS, *COUNTS)},
         "not_adapted": dict(record.not_adapted),
+        "chosen_on_pool": [dict(chosen) for chosen in record.chosen_on_pool if chosen],
     }
 
 

@@ -12,6 +12,7 @@ A killed sweep continues with the same call; a call with further values adds the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from mta.merging import check_weights
 from mta.personalize import Resources
 from mta.progress import Progress, silent
 from mta.records import User
+
+log = logging.getLogger(__name__)
 
 AS_ASKED = "as asked"
 """Name of the point without the change: the weights of Eq. 6, against fixed ones."""
@@ -103,6 +106,23 @@ SWEEPS: Mapping[str, Sweep] = MappingProxyType(
 )
 
 
+RIVALS_FOLLOW: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "population": ("bank-size",),
+        "population-adapt": ("bank-size", "rank"),
+        "population-matched-adapt": ("bank-size", "rank"),
+        "oppu": (),
+        "oppu-k0": (),
+        "oppu-qv": (),
+        "oppu-task": ("bank-size",),
+        "oppu-k0-task": ("bank-size",),
+        "per-pcs": ("bank-size",),
+        "proper": ("bank-size", "rank", "top-k"),
+    }
+)
+"""Row that is none of `PARTS` -> the settings it changes with; one that is in neither table may change with all."""
+
+
 def find_sweep(name: str) -> Sweep:
     """Return the sweep called `name`.
 
@@ -157,8 +177,9 @@ def run_sweep(
             f"{method} does not depend on {over}, so all points would be equal; sweep mta, or another setting"
         )
     config = replace(config, methods=(method,), seeds=())
-    _points(sweep, over, values, config)
-    points = _points(sweep, over, [*_earlier_values(folder, over, method, config), *(values or sweep.usual)], config)
+    values = values or _usual_values(sweep, pool)
+    _points(sweep, over, values, config, pool)
+    points = _points(sweep, over, [*_earlier_values(folder, over, method, config), *values], config, pool)
     records: dict[str, MethodRecord] = {}
     had: dict[str, Resources] = {}
     for label, changed in sorted(points.items(), key=lambda point: -point[1].top_k):  # too large a K is refused first
@@ -200,12 +221,13 @@ def run_sweep(
 
 
 def _has_effect(over: str, method: str) -> bool:
-    """Tell whether a method may change with a setting; of methods that are not put together here, it is not known."""
-    if not depends_on_seed(method) or method.startswith("oppu"):
+    """Tell whether a method may change with a setting."""
+    if not depends_on_seed(method):
         return False
-    parts = PARTS.get(method.removesuffix(PRIOR))
+    stem = method.removesuffix(PRIOR)
+    parts = PARTS.get(stem)
     if parts is None:
-        return True
+        return over in RIVALS_FOLLOW.get(stem, (over,))
     if over == "rank":
         return parts.adapted
     return parts.merged and not (over == "weight" and parts.weights)
@@ -224,10 +246,36 @@ def _earlier_values(folder: Path, over: str, method: str, config: RunConfig) -> 
     return list(values) if are_of(to_dict(config), scores, where=folder) else []
 
 
-def _points(sweep: Sweep, over: str, values: Sequence[float], config: RunConfig) -> dict[str, RunConfig]:
+def _usual_values(sweep: Sweep, pool: Sequence[User]) -> tuple[float, ...]:
+    """Return the values to try where none are named; banks as large as the pool allows."""
+    if not sweep.own_bank:
+        return sweep.usual
+    users = _with_history(pool)
+    fit = tuple(size for size in sweep.usual if size <= users)
+    if not fit:
+        raise ConfigError(
+            f"the usual bank sizes are {_listed(sweep.usual)}, and the pool has {users} users with a history; name "
+            "smaller ones with --value"
+        )
+    if left_out := sweep.usual[len(fit) :]:
+        log.warning("left out bank sizes above %d, the users of the pool: %s", users, _listed(left_out))
+    return fit
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _with_history(pool: Sequence[User]) -> int:
+    return sum(bool(user.history) for user in pool)
+
+
+def _points(
+    sweep: Sweep, over: str, values: Sequence[float], config: RunConfig, pool: Sequence[User]
+) -> dict[str, RunConfig]:
     """Return the settings of every point by its label; refuses what cannot be before anything is trained."""
     points: dict[str, RunConfig] = {}
-    for value in sorted(set(values or sweep.usual)):
+    for value in sorted(set(values)):
         if sweep.whole and not float(value).is_integer():
             raise ConfigError(f"{over} is {value}; it must be a whole number, for example 4")
         points[f"{int(value) if sweep.whole else value:g}"] = changed = sweep.change(config, value)
@@ -238,6 +286,16 @@ def _points(sweep: Sweep, over: str, values: Sequence[float], config: RunConfig)
         raise ConfigError(
             f"top_k is {largest}, more than the {smallest} anchors the smallest bank is asked to have; lower --top-k "
             "or the values, or raise --bank-size"
+        )
+    largest_bank = max(one.bank.anchors.bank_size for one in points.values())
+    if largest_bank > (users := _with_history(pool)):
+        raise ConfigError(
+            f"the largest bank is asked to have {largest_bank} anchors, and the pool has {users} users with a history; "
+            "lower the values or --bank-size, or give a larger pool"
+        )
+    if over == "weight" and config.top_k == 1:
+        raise ConfigError(
+            "the weight of the nearest of one anchor is 1 at every point; merge more anchors with --top-k"
         )
     return {**points, AS_ASKED: config} if sweep.reference else points
 

@@ -225,9 +225,10 @@ def marks_line(scores: Mapping[str, Any], *, second: str) -> str:
 
 
 def method_notes(scores: Mapping[str, Any]) -> list[str]:
-    """Say what a reader of the table must know: what sd means, what was capped, who was not adapted, what was cut."""
+    """Say what a reader of the table must know: what sd means, what was capped, chosen, not adapted, or cut."""
     notes = {
         "Trained on at most": capped_items(scores),
+        "Chosen on users of the pool": chosen_on_pool(scores),
         "Not adapted": not_adapted(scores),
         "Prompts cut to fit the model": cut_prompts(scores),
     }
@@ -252,6 +253,20 @@ def capped_items(scores: Mapping[str, Any]) -> str:
     places = {"an anchor": (settings.get("bank") or {}).get("train"), "a target user": settings.get("adapt")}
     caps = {who: cap for who, train in places.items() if (cap := finite((train or {}).get("max_items")))}
     return " and ".join(f"{cap} history items of {who}" for who, cap in caps.items())
+
+
+def chosen_on_pool(scores: Mapping[str, Any]) -> str:
+    """Name the settings that methods chose on users of the pool, with their values (of several runs in order)."""
+    parts = []
+    for name, method in scores["methods"].items():
+        found: dict[str, list[str]] = {}
+        for run in method.get("chosen_on_pool") or ():
+            for setting, value in run.items():
+                found.setdefault(str(setting), []).append(f"{value:g}" if finite(value) is not None else str(value))
+        if found:
+            same = {setting: values[:1] if len({*values}) == 1 else values for setting, values in found.items()}
+            parts.append(f"{name} " + ", ".join(f"{setting} {' / '.join(values)}" for setting, values in same.items()))
+    return "; ".join(parts)
 
 
 def not_adapted(scores: Mapping[str, Any]) -> str:
