@@ -32,7 +32,7 @@ from mta.encoders import Encoder, document_vectors, embed_users
 from mta.errors import AdapterError, BankError, ConfigError, DataError
 from mta.files import sha256_json
 from mta.folder_lock import alone_in_folder
-from mta.lora.adapter import Adapter, recipe
+from mta.lora.adapter import Adapter, Recipe, recipe
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
 from mta.records import User
@@ -216,21 +216,15 @@ def _select(build: _Build, pool: Sequence[User], min_anchors: int) -> AnchorSele
     return replace(found, anchors=tuple(replace(anchor, index=places[anchor.index]) for anchor in found.anchors))
 
 
+def anchor_job(rows: UserRows, config: BankConfig, *, beneath: Recipe | None) -> TrainJob:
+    """Return the training of one anchor's adapter over what lies beneath all of them."""
+    key = SHARED_INIT if config.shared_init else None
+    return TrainJob(rows.user_id, rows.rows, config.train, held_out=rows.held_out, frozen=beneath, init_key=key)
+
+
 def _train_anchors(build: _Build, chosen: Sequence[_Chosen], population: Adapter | None) -> TrainedSet:
     beneath = recipe(population) if population else None
-    key = SHARED_INIT if build.config.shared_init else None
-    jobs = [
-        TrainJob(
-            anchor.user.user_id,
-            anchor.rows.rows,
-            build.config.train,
-            held_out=anchor.rows.held_out,
-            frozen=beneath,
-            init_key=key,
-        )
-        for anchor in chosen
-        if anchor.rows.rows
-    ]
+    jobs = [anchor_job(anchor.rows, build.config, beneath=beneath) for anchor in chosen if anchor.rows.rows]
     if not jobs:
         raise DataError(
             f"none of the {len(chosen)} anchors has a training example; check that the histories belong to the task "

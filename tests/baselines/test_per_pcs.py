@@ -16,15 +16,16 @@ from torch import Tensor
 
 from helpers import random_adapter, random_rows, tiny_base
 from mta.bank import Bank, retire_anchor
-from mta.bank_building import build_bank
+from mta.bank_building import SHARED_INIT, build_bank
 from mta.base_model import BaseModel
 from mta.baselines.methods import METHODS
 from mta.baselines.per_pcs import PER_PCS, Gates, PerPcsConfig, mean_weights, per_pcs, train_gates
+from mta.baselines.task_bank import bank_over_population
 from mta.config import ALL_LINEAR, BankConfig, EngineConfig, TrainConfig
 from mta.data.personas import make_personas
 from mta.errors import AdapterError, BankError, ConfigError, DataError
 from mta.evaluation.predict import predict
-from mta.lora.adapter import Adapter, cat, recipe
+from mta.lora.adapter import Adapter, Recipe, cat, recipe
 from mta.lora.gates import ComposingStack, compose
 from mta.packing import TokenRow
 from mta.personalize import Personalized, PersonalizedUsers, Resources
@@ -150,6 +151,7 @@ def test_gates_are_trained_as_the_anchors_were_unless_asked_otherwise() -> None:
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
         ({"gate_lr": float("inf")}, "gate_lr is inf"),
         ({"gate_settings": "own"}, "gate_settings is 'own'; choose one of bank, published"),
+        ({"task_adapt": "own"}, "task_adapt is 'own'; choose one of none, population"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -279,6 +281,29 @@ def test_everybody_gets_pieces_of_her_own_over_the_population(base, bank, tmp_pa
     answers = predict(list(found.users.values()), base=base, engine=ENGINE).rows
     assert len(answers) == sum(len(user.queries) for user in small_targets())
     assert all(answer.nll is not None and math.isfinite(answer.nll) for answer in answers)
+
+
+def test_over_a_task_adapter_the_sharers_are_trained_anew(base, tmp_path) -> None:
+    """Same people, rows, settings and initial values as in the bank, over the adapter of the population control."""
+    bank = built(base, tmp_path / "bank")
+    known = have(base, bank, tmp_path)
+    found = METHODS["per-pcs-task"](small_targets(), known)
+    shared = METHODS["population"](small_targets(), known).users["ann"].adapter
+    assert isinstance(shared, Recipe)
+    over = bank_over_population(known, tmp_path / "by hand")
+    assert over.population is not None
+    assert over.population.fingerprint() == shared.make().fingerprint()
+    for user in (user for user in small_pool() if user.user_id in bank.anchor_ids):
+        rows = user_rows(base.tokens, OWN, user, train=TRAIN, prompts=PROMPTS).rows
+        job = TrainJob(user.user_id, rows, bank.config.train, frozen=shared, init_key=SHARED_INIT)
+        (alone,) = train(base, [job], engine=EngineConfig(slots=1))
+        assert far(over.adapter(user.user_id), alone.adapter) < 1e-5
+        assert far(over.adapter(user.user_id), bank.adapter(user.user_id)) > 1e-4
+    by_hand = per_pcs(small_targets(), replace(known, bank=over, folder=tmp_path / "by hand"))
+    for name, adapter in adapters(found).items():
+        assert adapter.fingerprint() == adapters(by_hand)[name].fingerprint()
+    assert found.shared_seconds > METHODS["population"](small_targets(), known).shared_seconds
+    assert bank_over_population(replace(known, bank=over), tmp_path / "again") is over
 
 
 def test_stored_bytes_are_those_of_the_pieces_in_the_users_file(base, bank, tmp_path) -> None:

@@ -17,7 +17,7 @@ from mta.baselines.classical_method import classical_method
 from mta.baselines.label_prior import prior_fits
 from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
-from mta.baselines.per_pcs import per_pcs
+from mta.baselines.per_pcs import PerPcsConfig, per_pcs
 from mta.baselines.population import population, population_adapt, population_matched_adapt
 from mta.baselines.prior_method import with_label_prior
 from mta.baselines.proper import proper
@@ -122,6 +122,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "oppu-task": _oppu("oppu-task", OppuConfig(task_adapt="population")),
         "oppu-k0-task": _oppu("oppu-k0-task", OppuConfig(task_adapt="population", history_k=0)),
         "per-pcs": per_pcs,
+        "per-pcs-task": partial(per_pcs, config=PerPcsConfig(task_adapt="population"), name="per-pcs-task"),
         "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
         "swapped-user": swapped_user,
@@ -140,8 +141,10 @@ WITHOUT_MODEL = (*CONTROLS, *CLASSICAL_ROWS)
 """Methods that do not ask the base model."""
 SEEDLESS = ("base", *WITHOUT_MODEL, *(name for name in METHODS if name.startswith("rag-")))
 """Methods that train no adapter and leave nothing to chance: one run of them stands for all seeds."""
-OVER_TASK_ADAPTER: Mapping[str, str] = MappingProxyType({"oppu": "oppu-task", "oppu-k0": "oppu-k0-task"})
-"""Row of OPPU from scratch -> the same over the adapter trained on other users' data."""
+OVER_TASK_ADAPTER: Mapping[str, str] = MappingProxyType(
+    {"oppu": "oppu-task", "oppu-k0": "oppu-k0-task", "per-pcs": "per-pcs-task"}
+)
+"""Row on the bare base model -> the same over the adapter trained on other users' data."""
 SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "usual": (
@@ -151,7 +154,7 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "tables": (
             *("base", *CONTROLS, *CLASSICAL_ROWS),
-            *("rag-1", "rag-3", "rag-5", "oppu", "oppu-task", "per-pcs", "proper"),
+            *("rag-1", "rag-3", "rag-5", "oppu", "oppu-task", "per-pcs", "per-pcs-task", "proper"),
             *("population", "population-adapt", "population-matched-adapt"),
             *("merged-only-random", "merged-only-uniform", "random-anchors", "uniform-weights", "swapped-user"),
             *("adapt-only", "merged-only", "merged-only-linear", "mta", "mta+prior", "rag+mta"),
@@ -217,14 +220,14 @@ def beside_priors(names: Sequence[str], task: Task) -> list[str]:
 
 
 def over_task_adapter(names: Sequence[str]) -> list[str]:
-    """Return the methods, OPPU's rows from scratch replaced by those over the task adapter.
+    """Return the methods, rivals' rows on the bare base model replaced by those over the task adapter.
 
     Raises:
         ConfigError: there is no such row among them.
     """
     if not any(name in OVER_TASK_ADAPTER for name in names):
         raise ConfigError(
-            f"a task adapter lies beneath {' and '.join(OVER_TASK_ADAPTER)} only, and the methods are "
+            f"a task adapter lies beneath {', '.join(OVER_TASK_ADAPTER)} only, and the methods are "
             f"{', '.join(names)}; add --method oppu, or leave --task-adapt out"
         )
     return list(dict.fromkeys(OVER_TASK_ADAPTER.get(name, name) for name in names))

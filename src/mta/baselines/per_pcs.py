@@ -1,6 +1,7 @@
 """Per-Pcs: other users' adapters are cut into pieces, one per module, and put together anew for every user.
 
-The sharers are the bank's anchors; their pieces lie over the bank's population adapter where it has one. Each piece has
+The sharers are the bank's anchors; their pieces lie over the bank's population adapter where it has one, or are trained
+anew over a task adapter. Each piece has
 a gate, trained on its sharer's own rows while everything else is frozen. A target is not trained on: her rows go
 through the model once, and at every module the pieces whose gates fit the inputs best are mixed. All that is kept of
 her is which pieces were mixed and with what weights.
@@ -24,6 +25,7 @@ from torch import Tensor
 from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel
 from mta.baselines.population import anchor_rows
+from mta.baselines.task_bank import bank_over_population
 from mta.config import TrainConfig, to_dict
 from mta.errors import AdapterError, ConfigError, MtaError
 from mta.files import safe_name, sha256_json
@@ -65,6 +67,9 @@ class PerPcsConfig:
     """Updates of each sharer's gates (published)."""
     gate_batch_size: int = 6
     """Rows per update of the gates (published)."""
+    task_adapt: str = "none"
+    """What lies beneath the sharers' adapters: "none", the bank as it is; "population" (published), one adapter trained
+    on the anchors' data, over which theirs are trained anew."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "batch_size", "gate_updates", "gate_batch_size"):
@@ -75,6 +80,8 @@ class PerPcsConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if self.gate_settings not in ("bank", "published"):
             raise ConfigError(f"gate_settings is {self.gate_settings!r}; choose one of bank, published")
+        if self.task_adapt not in ("none", "population"):
+            raise ConfigError(f"task_adapt is {self.task_adapt!r}; choose one of none, population")
 
     def gate_training(self, anchors: TrainConfig) -> TrainConfig:
         """Return how gates are trained where the bank's anchors were trained as `anchors` says.
@@ -118,11 +125,14 @@ def per_pcs(
     Raises:
         BankError: there is no bank.
         DataError: an anchor is not in the pool, or a user is an anchor.
-        AdapterError: the gates of every anchor diverged.
+        ConfigError: a task adapter is asked for that changes layers which the anchors' adapters do not.
+        AdapterError: every anchor's training diverged.
     """
-    bank = resources.need_bank()
-    bank.check_targets(users)
+    resources.need_bank().check_targets(users)
     folder = resources.folder / name
+    if config.task_adapt == "population":
+        resources = replace(resources, bank=bank_over_population(resources, folder / "sharers"))
+    bank = resources.need_bank()
     sharers = train_gates(resources, config, folder / "gates")
     train = replace(resources.adapt, held_out_share=0.0)
     data = {

@@ -132,8 +132,8 @@ def population_adapter(resources: Resources, *, matched: bool = False) -> Popula
     return PopulationAdapter(shared, trained.seconds, sum(made.cut_rows for made in data))
 
 
-def anchor_rows(resources: Resources) -> list[UserRows]:
-    """Return the training rows of every anchor in use, in bank order, with those that the bank's training held out.
+def anchor_rows(resources: Resources, *, held_out_share: float = 0.0) -> list[UserRows]:
+    """Return the training rows of every anchor in use, in bank order; nothing is held out unless asked for.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -146,7 +146,7 @@ def anchor_rows(resources: Resources) -> list[UserRows]:
             f"{len(missing)} of {len(bank.anchor_ids)} anchors are not in the pool (first: {missing[0]!r}); "
             "give the pool file the bank was built from"
         )
-    train = replace(bank.config.train, held_out_share=0.0)
+    train = replace(bank.config.train, held_out_share=held_out_share)
     return [
         user_rows(resources.base.tokens, bank.task, pool[name], train=train, prompts=resources.prompts)
         for name in bank.anchor_ids

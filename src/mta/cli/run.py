@@ -55,7 +55,9 @@ def run(
     ] = False,
     task_adapt: Annotated[
         Literal["none", "population"],
-        typer.Option("--task-adapt", help="What lies beneath oppu and oppu-k0: population makes them oppu-task, ..."),
+        typer.Option(
+            "--task-adapt", help="What lies beneath oppu, oppu-k0, per-pcs: population makes them oppu-task ..."
+        ),
     ] = "none",
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Repeat everything with N seeds, each with a bank of its own.")

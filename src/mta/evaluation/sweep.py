@@ -117,6 +117,7 @@ RIVALS_FOLLOW: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "oppu-task": ("bank-size",),
         "oppu-k0-task": ("bank-size",),
         "per-pcs": ("bank-size",),
+        "per-pcs-task": ("bank-size",),
         "proper": ("bank-size", "rank", "top-k"),
     }
 )
