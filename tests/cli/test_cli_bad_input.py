@@ -71,7 +71,7 @@ def test_unknown_method_is_noticed_before_anything_is_trained(films: Any, tmp_pa
 
 def test_task_adapter_beneath_no_row_of_the_table(films: Any, tmp_path: Path) -> None:
     message = run(films, tmp_path / "out", "--task-adapt", "population")
-    assert "beneath oppu and oppu-k0 only" in message
+    assert "beneath oppu, oppu-k0, per-pcs only" in message
 
 
 def test_malformed_record_is_refused_and_can_be_skipped(films: Any, tmp_path: Path) -> None:

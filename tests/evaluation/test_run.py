@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import RunResult, run
 from mta.evaluation.run_config import DEFAULT_METHODS, RunConfig
-from mta.evaluation.table import markdown_comparisons, markdown_slices
+from mta.evaluation.table import format_score, markdown_comparisons, markdown_slices
 from mta.files import read_json
 from mta.lora.adapter import recipe
 from mta.merging import merge_cat, merge_distance
@@ -489,6 +490,10 @@ def test_answers_of_the_released_scripts_are_others_and_scored_twice(first: RunR
     assert scores["released"].keys() == scores["methods"].keys()
     assert set(scores["released"]["mta"]) == {"mae", "rmse"}
     assert "released" not in first.scores
+    shown = format_score(scores["released"]["mta"]["mae"])
+    assert f"| mta | {shown} |" in (folder / "table.md").read_text()
+    assert re.search(rf'<th scope="row">mta</th><td>{shown}</td>', (folder / "report.html").read_text())
+    assert "authors' scripts score" not in (first.folder / "report.html").read_text()
     with pytest.raises(ConfigError, match="answers is 'mine'; it must be official or released"):
         replace(CONFIG, answers="mine")
 

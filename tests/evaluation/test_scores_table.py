@@ -11,6 +11,7 @@ import pytest
 
 from mta.errors import DataError, NotFound
 from mta.evaluation.marks import best_methods, is_proven, second_methods
+from mta.evaluation.released_table import markdown_released, released_grid
 from mta.evaluation.report import comparability, render_report
 from mta.evaluation.scores import MethodRecord, build_scores, planned_comparisons
 from mta.evaluation.scores_file import check_scores, finite, shown_metrics
@@ -225,6 +226,19 @@ def test_what_was_chosen_on_the_pool_stands_below_the_table() -> None:
     assert method_notes(scores) == [
         "Chosen on users of the pool: classical C 3, strength 1.25; mta+prior prior strength 0 / 0.25 / 0; mta x 1."
     ]
+
+
+def test_scores_by_the_authors_scripts_are_a_table_of_their_own() -> None:
+    scores = {**three_methods(), "released": {"base": {"accuracy": 0.5, "f1": None}, "a|b": {}}}
+    assert released_grid(scores) == (
+        ["method", "Acc", "F1 over labels that occur"],
+        [["base", "0.500", "–"], ["a|b", "–", "–"]],
+    )
+    assert "| a\\|b | – | – |" in markdown_released(scores)
+    assert released_grid(three_methods()) is None
+    assert markdown_released(three_methods()) == ""
+    with pytest.raises(DataError, match="'released' in the scores is not an object of objects"):
+        released_grid({**three_methods(), "released": [1]})
 
 
 def test_controls_are_named() -> None:

@@ -22,6 +22,7 @@ from mta.evaluation.figures import Chart
 from mta.evaluation.marks import best_methods, is_proven, judged_method, opponents_of, second_methods
 from mta.evaluation.paper_view import paper_tables
 from mta.evaluation.plots import plot_layout
+from mta.evaluation.released_table import READING, released_grid
 from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.table import (
     COST_TITLES,
@@ -220,6 +221,8 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "plots": [plot_layout(scores, metric) for metric in metrics],
         "comparisons": _comparison_grids(scores),
         "comparison_line": comparison_line(scores),
+        "released": released_grid(scores),
+        "released_line": READING,
         "slices": [_slice_view(table) for table in slice_tables(scores)],
         "slices_line": SLICES_LINE,
         "statements": comparability(scores),

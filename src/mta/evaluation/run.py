@@ -38,6 +38,7 @@ from mta.evaluation.cases import build_cases
 from mta.evaluation.folders import CONFIG, SCORES, deciding, refuse_other_results
 from mta.evaluation.predictions_file import write_predictions
 from mta.evaluation.released_scores import released_scores
+from mta.evaluation.released_table import markdown_released
 from mta.evaluation.report import write_report
 from mta.evaluation.run_card import run_card
 from mta.evaluation.run_config import JUDGED, RunConfig
@@ -414,7 +415,7 @@ def _write_results(
 ) -> RunResult:
     table = markdown_table(scores)
     write_json(folder / SCORES, scores)
-    parts = [table, markdown_comparisons(scores), markdown_slices(scores)]
+    parts = [table, markdown_released(scores), markdown_comparisons(scores), markdown_slices(scores)]
     write_text(folder / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     write_text(folder / "table.csv", csv_table(scores))
     card = scores["run"]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mta.evaluation.markdown import markdown_grid, markdown_text
 from mta.evaluation.marks import SIGNIFICANT, best_methods, is_proven, judged_method, opponents_of, second_methods
 from mta.evaluation.scores_file import COSTS, check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.statistics import MEASURES
@@ -43,18 +44,18 @@ def markdown_table(scores: Mapping[str, Any]) -> str:
     """
     scores = check_scores(scores)
     metrics, costs = shown_metrics(scores), shown_costs(scores)
-    head = [_escape(rows_are(scores)), *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
+    head = [markdown_text(rows_are(scores)), *map(metric_title, metrics), *(COST_TITLES[cost] for cost in costs)]
     rows = [
         [
-            _escape(name),
+            markdown_text(name),
             *(_score_cell(scores, name, metric) for metric in metrics),
             *(format_cost(cost, method.get(cost)) for cost in costs),
         ]
         for name, method in scores["methods"].items()
     ]
-    notes = "".join(f"\n{_escape(note)}\n" for note in method_notes(scores))
-    reading = f"{reading_line(scores)} {_escape(marks_line(scores, second='Italics'))}"
-    return f"{_escape(run_line(scores))}\n\n{_grid(head, rows)}\n\n{reading}\n{notes}"
+    notes = "".join(f"\n{markdown_text(note)}\n" for note in method_notes(scores))
+    reading = f"{reading_line(scores)} {markdown_text(marks_line(scores, second='Italics'))}"
+    return f"{markdown_text(run_line(scores))}\n\n{markdown_grid(head, rows)}\n\n{reading}\n{notes}"
 
 
 def markdown_comparisons(scores: Mapping[str, Any]) -> str:
@@ -69,7 +70,7 @@ def markdown_comparisons(scores: Mapping[str, Any]) -> str:
     head = ["comparison", "metric", "difference", "p", "p (Holm)"]
     rows = [
         [
-            _escape(", ".join(filter(None, (f"{row['a']} - {row['b']}", row["role"])))),
+            markdown_text(", ".join(filter(None, (f"{row['a']} - {row['b']}", row["role"])))),
             row["metric"],
             f"{row['difference']} {row['interval']}".strip(),
             row["p"],
@@ -77,7 +78,7 @@ def markdown_comparisons(scores: Mapping[str, Any]) -> str:
         ]
         for row in found
     ]
-    return f"{_grid(head, rows)}\n\n{_escape(comparison_line(scores))}\n"
+    return f"{markdown_grid(head, rows)}\n\n{markdown_text(comparison_line(scores))}\n"
 
 
 def markdown_slices(scores: Mapping[str, Any]) -> str:
@@ -91,13 +92,13 @@ def markdown_slices(scores: Mapping[str, Any]) -> str:
         return ""
     parts = []
     for table in tables:
-        head = ["method", *(_escape(f"{label}, {title}") for label in table.labels for title in table.metrics)]
+        head = ["method", *(markdown_text(f"{label}, {title}") for label in table.labels for title in table.metrics)]
         rows = [
-            [_escape(name), *(f"{value} {interval}".strip() for value, interval in cells)]
+            [markdown_text(name), *(f"{value} {interval}".strip() for value, interval in cells)]
             for name, cells in table.rows.items()
         ]
-        sizes = _escape("; ".join(f"{label} ({size})" for label, size in table.labels.items()))
-        parts.append(f"By {_escape(table.partition)}: {sizes}.\n\n{_grid(head, rows)}\n")
+        sizes = markdown_text("; ".join(f"{label} ({size})" for label, size in table.labels.items()))
+        parts.append(f"By {markdown_text(table.partition)}: {sizes}.\n\n{markdown_grid(head, rows)}\n")
     return "\n".join([*parts, f"{SLICES_LINE}\n"])
 
 
@@ -432,19 +433,6 @@ def _score_cell(scores: Mapping[str, Any], name: str, metric: str) -> str:
     if is_proven(scores, name, metric):
         shown += "\\*"
     return " ".join(filter(None, (shown, format_interval(interval_of(method, metric)), seed_sd(method, metric))))
-
-
-def _grid(head: list[str], rows: list[list[str]]) -> str:
-    align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, align, *rows])
-
-
-def _escape(text: Any) -> str:
-    """Keep a name from breaking the table: no pipes, line breaks, tags or emphasis."""
-    flat = " ".join(str(text).split())
-    for mark in ("\\", "|", "*", "_", "`", "<", "["):
-        flat = flat.replace(mark, f"\\{mark}")
-    return flat
 
 
 def _seeds(scores: Mapping[str, Any]) -> str:
