@@ -148,6 +148,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     control = best_control(scores, metric)
     if control is not None:
         axes.axvline(methods[control]["metrics"][metric], color=GREY, linestyle="--", linewidth=1, zorder=0)
+    figure.supxlabel(plain_text(_key(methods, control)), fontsize=8, color=GREY, x=0.01, horizontalalignment="left")
     axes.set_yticks(range(len(methods)), [plain_text(name) for name in methods])
     axes.invert_yaxis()
     axes.set_xlabel(plain_text(metric_title(metric)))
@@ -156,6 +157,13 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
     write_figure(path, figure, kind)
+
+
+def _key(methods: Mapping[str, Any], control: str | None) -> str:
+    """Say what the marks of a picture mean, as far as it has them."""
+    hollow = "hollow: controls" if any(map(is_control, methods)) else ""
+    dashed = f"dashed: {control}, the best control without a bank" if control else ""
+    return "; ".join(filter(None, ["Lines: 95 % intervals over people", hollow, dashed]))
 
 
 def picture_format(path: Path) -> str:
