@@ -52,12 +52,13 @@ for task in $tasks; do
   sweep weight-merged --bank-size 12 --over weight --method merged-only
   start_from top-k-merged
   sweep top-k-merged --bank-size 12 --over top-k --method merged-only
-  sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32
+  sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32 --value 64 \
+    --value 128
 
   start_from weight
   sweep weight --bank-size 12 --over weight --value 0 --value 0.5 --value 1 $few
   start_from top-k 2
   sweep top-k --bank-size 12 --over top-k --value 1 --value 2 --value 4 --value 8 $few
   start_from rank 4
-  sweep rank --bank-size 12 --over rank --value 2 --value 4 --value 8 --value 16 $few
+  sweep rank --bank-size 12 --over rank --value 2 --value 4 --value 6 --value 8 --value 16 $few
 done
