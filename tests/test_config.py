@@ -74,6 +74,17 @@ def test_presets_survive_json(preset: str, task_id: str) -> None:
     assert through_json(run) == run
 
 
+@pytest.mark.parametrize("task_id", ["lamp-2", "lamp-4", "own"])
+def test_what_is_recommended_is_what_pool_users_chose(task_id: str) -> None:
+    """As docs/results/small_preset.md says."""
+    found = find_preset("recommended", task_id)
+    assert found == find_preset("small", task_id)
+    assert (found.bank.train.lr, found.bank.train.epochs, found.bank.train.batch_size) == (1e-3, 3, 4)
+    assert (found.adapt.lr, found.adapt.epochs, found.adapt.batch_size, found.adapt.rank) == (1e-3, 3, 2, 4)
+    assert (found.bank.population_train.lr, found.bank.population_train.batch_size) == (5e-4, 8)
+    assert (found.merge, found.answers) == (MergeConfig(), "official")
+
+
 def test_the_released_preset_does_what_the_scripts_do_and_the_paper_preset_what_the_paper_says() -> None:
     released, paper = find_preset("released", "lamp-1"), find_preset("paper", "lamp-1")
     assert (released.merge.mode, released.merge.weights, released.bank.match.document) == (

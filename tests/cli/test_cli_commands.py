@@ -432,3 +432,10 @@ def test_anchors_take_the_encoder_of_a_preset(films: Any, monkeypatch: pytest.Mo
         words = ("--bank-size", 3, "--min-history", 3, "--preset", preset)
         good("anchors", "--pool", films.pool, "--task", "lamp-2", *words)
     assert asked == ["minilm", find_preset("paper", "lamp-2").bank.anchors.encoder]
+
+
+def test_every_method_that_scores_labels_can_stand_beside_its_prior(films: Any, tmp_path: Path) -> None:
+    asked = ("--method", "base", "--method", "majority", "--method", "mta", "--prior")
+    scores = good("run", "lamp-2", *films.both, *QUICK, *asked, "--out", tmp_path / "run", "--json").json
+    assert list(scores["methods"]) == ["base", "base+prior", "majority", "mta", "mta+prior"]
+    assert scores["methods"]["mta+prior"]["chosen_on_pool"] == [{"prior strength": 1.0}], "one judge is too few"
