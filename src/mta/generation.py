@@ -29,8 +29,12 @@ from mta.lora.attach import attached
 from mta.lora.frozen_stack import inference_stack
 from mta.lora.stacked import Finished
 from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
+from mta.runtime import halve_until_it_fits
 
 T = TypeVar("T")
+
+
+PROMPT = "one prompt and its answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,14 @@ def generate(
         One text per request, in order, without special tokens.
     """
     texts = [""] * len(requests)
-    for indices, chosen in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
+
+    def complete(chosen: Sequence[Request]) -> list[str]:
         prompts = _prompts(base, chosen)
         with torch.no_grad(), _routed(base, chosen):
-            made = _completions(base, prompts, _prefill(base, prompts), max_new_tokens)
-        for index, text in zip(indices, made, strict=True):
+            return _completions(base, prompts, _prefill(base, prompts), max_new_tokens)
+
+    for indices, batch in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
+        for index, text in zip(indices, halve_until_it_fits(complete, batch, what=PROMPT), strict=True):
             texts[index] = text
     return texts
 
@@ -110,14 +117,18 @@ def answer_and_score(
     answered: dict[int, Answered] = {}
     items = list(zip(requests, candidates, strict=True))
     engine = engine if repetition_penalty == 1 else replace(engine, predict_tokens_per_batch=1)
-    for indices, chosen in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
+
+    def answer(chosen: Sequence[tuple[Request, Sequence[Sequence[int]]]]) -> list[Answered]:
         asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
         prompts = _prompts(base, asked)
         with torch.no_grad(), _routed(base, asked):
             cache = _prefill(base, prompts)
             scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored)
             texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
-        answered |= zip(indices, map(Answered, texts, scores), strict=True)
+        return list(map(Answered, texts, scores))
+
+    for indices, batch in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
+        answered |= zip(indices, halve_until_it_fits(answer, batch, what=PROMPT), strict=True)
         if on_progress:
             on_progress(len(answered))
     return [answered[index] for index in range(len(items))]
@@ -172,12 +183,15 @@ def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:
 
 def score_answers(base: BaseModel, requests: Sequence[Request], *, engine: EngineConfig) -> list[float]:
     """Return each request's negative log-likelihood of `row.answer`, summed over its tokens, in nats."""
-    results: list[float] = []
-    for chosen in fill_packs(requests, lambda r: len(r.row), tokens_per_batch=engine.predict_tokens_per_batch):
+
+    def score(chosen: Sequence[Request]) -> list[float]:
         pack = pack_rows([r.row for r in chosen], device=base.device)
         with torch.no_grad(), _routed(base, chosen, lengths=pack.lengths):
-            results += answer_nll(base, pack).tolist()
-    return results
+            found: list[float] = answer_nll(base, pack).tolist()
+        return found
+
+    packs = fill_packs(requests, lambda r: len(r.row), tokens_per_batch=engine.predict_tokens_per_batch)
+    return [nll for pack in packs for nll in halve_until_it_fits(score, pack, what=PROMPT)]
 
 
 def _batches(

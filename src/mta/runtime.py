@@ -16,15 +16,19 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from mta.errors import ConfigError
+from mta.errors import ConfigError, ModelError
 from mta.files import expand_home
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 VERSIONED = (
@@ -111,6 +115,45 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
 """mallopt's names for its settings, from malloc.h, and the largest value of a C int."""
+
+
+def halve_until_it_fits(work: Callable[[Sequence[T]], list[R]], items: Sequence[T], *, what: str) -> list[R]:
+    """Do work on items together, or in halves of halves where a GPU's memory does not suffice for all of them.
+
+    Args:
+        work: items -> one result each, in order; called again for parts of what it failed on.
+        items: what to do.
+        what: what an item is, for the error.
+
+    Raises:
+        ModelError: not even one item fits.
+    """
+    try:
+        return work(items)
+    except torch.OutOfMemoryError as error:
+        if len(items) == 1:
+            raise out_of_memory(what) from error
+    release_memory()  # out here, where the failed attempt's tensors are gone
+    middle = len(items) // 2
+    return [done for part in (items[:middle], items[middle:]) for done in halve_until_it_fits(work, part, what=what)]
+
+
+def out_of_memory(what: str) -> ModelError:
+    """Return the error of something that does not fit into a GPU's memory, with what is free and what there is."""
+    numbers = ""
+    if torch.cuda.is_available():
+        free, there = (value / 2**30 for value in torch.cuda.mem_get_info())
+        numbers = f" ({free:.1f} GiB of {there:.1f} are free)"
+    return ModelError(
+        f"the memory of the device does not suffice for {what}{numbers}; take shorter prompts (--max-tokens), a "
+        "smaller number format (--dtype bfloat16), a smaller base model or a larger device"
+    )
+
+
+def release_memory() -> None:
+    """Hand the GPU memory that nothing uses back, so that larger or smaller pieces fit into it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def cache_folder() -> Path:

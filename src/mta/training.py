@@ -35,6 +35,7 @@ from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.packing import TokenRow, fill_packs, pack_rows
+from mta.runtime import out_of_memory, release_memory
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 
@@ -168,7 +169,8 @@ class _Engine:
     """The slots, the queue and one round of work."""
 
     def __init__(self, base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, dtype: torch.dtype) -> None:
-        self.base, self.jobs, self.engine = base, list(jobs), engine
+        self.base, self.jobs = base, list(jobs)
+        self.tokens_per_batch = engine.tokens_per_batch
         self.stack = jobs[0].kind.make(
             jobs,
             base.shapes(jobs[0].config.target_modules),
@@ -248,9 +250,28 @@ class _Engine:
     def _run(
         self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
     ) -> list[tuple[_Live, float]]:
-        """Run rows in packs; with `weights`, accumulate each row's gradient divided by its slot's weight."""
+        """Run rows in packs, all over again in smaller ones where a GPU's memory does not suffice.
+
+        With `weights`, each row's gradient divided by its slot's weight is accumulated; what a broken attempt has
+        accumulated is dropped.
+        """
+        while True:
+            try:
+                return self._run_packs(work, weights=weights)
+            except torch.OutOfMemoryError as error:
+                longest = max(len(row) for _, row in work)
+                if self.tokens_per_batch <= longest:
+                    raise out_of_memory(f"a forward and backward pass over one row of {longest} tokens") from error
+            self.tokens_per_batch = max(longest, self.tokens_per_batch // 2)
+            log.warning("out of memory: going on with at most %d tokens in a pass", self.tokens_per_batch)
+            self.stack.gradients.zero_()
+            release_memory()
+
+    def _run_packs(
+        self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
+    ) -> list[tuple[_Live, float]]:
         results: list[tuple[_Live, float]] = []
-        packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.engine.tokens_per_batch)
+        packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.tokens_per_batch)
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
             for part in packs:
                 pack = pack_rows([row for _, row in part], device=self.base.device)
