@@ -11,7 +11,8 @@ import torch
 
 from helpers import tiny_base
 from mta.bank import ADAPTERS, MANIFEST, Bank, history_fingerprint, load_bank, retire_anchor
-from mta.bank_building import SHARED_INIT, build_bank
+from mta.bank_building import build_bank
+from mta.bank_plan import SHARED_INIT
 from mta.base_model import BaseModel
 from mta.config import ALL_LINEAR, BankConfig, MergeConfig
 from mta.encoders import document_vectors

@@ -28,7 +28,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
     # 4 the method
-    ("user_rows", "bank", "bank_building", "adaptation", "weight_search", "personalize", "users"),
+    (
+        "user_rows", "bank", "bank_plan", "memory", "bank_building", "adaptation", "weight_search", "personalize",
+        "users",
+    ),
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),
     # 6 many machines, many requests

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mta.anchors import AnchorSelection, select_anchors
 from mta.bank import (
     MANIFEST,
     SCHEMA,
@@ -26,13 +25,14 @@ from mta.bank import (
     read_manifest,
     write_bank,
 )
+from mta.bank_plan import BankPlan, PlannedAnchor, plan_bank
 from mta.base_model import BaseModel
 from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
-from mta.encoders import Encoder, document_vectors, embed_users
-from mta.errors import AdapterError, BankError, ConfigError, DataError
+from mta.encoders import Encoder, document_vectors
+from mta.errors import AdapterError, BankError, ConfigError
 from mta.files import sha256_json
 from mta.folder_lock import alone_in_folder
-from mta.lora.adapter import Adapter, Recipe, recipe
+from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
 from mta.records import User
@@ -44,8 +44,6 @@ from mta.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 
-SHARED_INIT = "bank"
-"""Key of the initial A that all anchors of a bank share."""
 POPULATION_JOB = "population"
 WORK = "work"
 
@@ -108,21 +106,27 @@ def build_bank(
         return finished
     if (folder / MANIFEST).exists():
         log.warning("the bank in %s is of other settings or another pool; it will be replaced", folder)
-    selection = _select(build, pool, min_anchors)
-    chosen = [
-        _Chosen(anchor.cluster, pool[anchor.index], build.rows(pool[anchor.index])) for anchor in selection.anchors
-    ]
-    if cut := sum(anchor.rows.cut_rows for anchor in chosen):
-        log.warning("%d training prompts of the anchors were cut to fit the model, their history first", cut)
+    plan = plan_bank(
+        pool,
+        task,
+        base.tokens,
+        config=config,
+        encoder=encoders.selection,
+        cache=encoders.cache,
+        min_anchors=min_anchors,
+        progress=progress,
+    )
+    if plan.cut_rows:
+        log.warning("%d training prompts of the anchors were cut to fit the model, their history first", plan.cut_rows)
     beneath = _train_beneath(build, pool) if config.population_beneath else None
     population = beneath.adapters[POPULATION_JOB].load(base) if beneath else None
-    trained = _train_anchors(build, chosen, population)
-    kept = [anchor for anchor in chosen if _succeeded(anchor, trained)]
+    trained = _train_anchors(build, plan, population)
+    kept = [anchor for anchor in plan.anchors if _succeeded(anchor, trained)]
     if not kept:
         raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
-    bank = _assemble(build, selection.asked, kept, trained, population)
+    bank = _assemble(build, plan.asked, kept, trained, population)
     bank = replace(bank, train_seconds=trained.seconds + (beneath.seconds if beneath else 0.0))
-    write_bank(bank, build_fingerprint=wanted, dropped=selection.dropped)
+    write_bank(bank, build_fingerprint=wanted, dropped=plan.dropped)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return bank
 
@@ -145,15 +149,6 @@ class _Build:
         return user_rows(
             self.base.tokens, self.task, user, train=train or self.config.train, prompts=self.config.prompts
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """An anchor to train."""
-
-    cluster: int
-    user: User
-    rows: UserRows
 
 
 def _refuse_other_bank(folder: Path, task: Task, base: BaseModel) -> None:
@@ -194,42 +189,8 @@ def _build_fingerprint(build: _Build, pool: Sequence[User]) -> str:
     return sha256_json([SCHEMA, build.task.task_id, to_dict(build.config), people, models])
 
 
-def _select(build: _Build, pool: Sequence[User], min_anchors: int) -> AnchorSelection:
-    """Choose anchors among the users who have a history; their indices count the whole pool."""
-    places = [index for index, user in enumerate(pool) if user.history]
-    if not places:
-        raise DataError(f"none of the {len(pool)} pool users has a history; give a pool with histories")
-    users, config = [pool[place] for place in places], build.config.anchors
-    with build.progress("user vectors") as step:
-        vectors = embed_users(
-            build.encoders.selection, users, build.task.item_text, cache=build.encoders.cache, on_progress=step
-        )
-    found = select_anchors(
-        vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=config
-    )
-    if len(found.anchors) < min_anchors:
-        raise ConfigError(
-            f"{len(found.anchors)} of {config.bank_size} anchors are kept (an anchor needs more than "
-            f"{config.min_history} history items), but {min_anchors} are merged per user; lower --top-k or "
-            "--min-history, or give a larger pool"
-        )
-    return replace(found, anchors=tuple(replace(anchor, index=places[anchor.index]) for anchor in found.anchors))
-
-
-def anchor_job(rows: UserRows, config: BankConfig, *, beneath: Recipe | None) -> TrainJob:
-    """Return the training of one anchor's adapter over what lies beneath all of them."""
-    key = SHARED_INIT if config.shared_init else None
-    return TrainJob(rows.user_id, rows.rows, config.train, held_out=rows.held_out, frozen=beneath, init_key=key)
-
-
-def _train_anchors(build: _Build, chosen: Sequence[_Chosen], population: Adapter | None) -> TrainedSet:
-    beneath = recipe(population) if population else None
-    jobs = [anchor_job(anchor.rows, build.config, beneath=beneath) for anchor in chosen if anchor.rows.rows]
-    if not jobs:
-        raise DataError(
-            f"none of the {len(chosen)} anchors has a training example; check that the histories belong to the task "
-            "(LaMP-1 needs items with a citation, or --allow-proxy)"
-        )
+def _train_anchors(build: _Build, plan: BankPlan, population: Adapter | None) -> TrainedSet:
+    jobs = plan.jobs(beneath=recipe(population) if population else None)
     with build.progress("bank training") as step:
         return train_and_store(
             build.base,
@@ -240,7 +201,7 @@ def _train_anchors(build: _Build, chosen: Sequence[_Chosen], population: Adapter
         )
 
 
-def _succeeded(anchor: _Chosen, trained: TrainedSet) -> bool:
+def _succeeded(anchor: PlannedAnchor, trained: TrainedSet) -> bool:
     """Say whether an anchor gave an adapter; the log says why not."""
     stored = trained.adapters.get(anchor.user.user_id)
     if stored is not None and not stored.note.diverged:
@@ -295,7 +256,7 @@ def train_population(
 
 
 def _assemble(
-    build: _Build, asked: int, kept: Sequence[_Chosen], trained: TrainedSet, population: Adapter | None
+    build: _Build, asked: int, kept: Sequence[PlannedAnchor], trained: TrainedSet, population: Adapter | None
 ) -> Bank:
     encoder, config = build.encoders.matching, build.config
     stored = {anchor.user.user_id: trained.adapters[anchor.user.user_id] for anchor in kept}
@@ -323,7 +284,7 @@ def _assemble(
     )
 
 
-def _record(anchor: _Chosen, stored: StoredAdapter) -> AnchorRecord:
+def _record(anchor: PlannedAnchor, stored: StoredAdapter) -> AnchorRecord:
     return AnchorRecord(
         user_id=anchor.user.user_id,
         cluster=anchor.cluster,

@@ -93,6 +93,31 @@ def load_base_model(name: str, *, device: str = "auto", dtype: str = "auto") -> 
     return wrap_model(model.to(where), tokenizer, name=name)
 
 
+def load_base_shape(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """Load a base model's tokenizer and architecture, with weights that have shapes and no values.
+
+    It takes no memory and serves to plan: it has prompts, shapes and passes, but no answers and no fingerprint.
+    Arguments and errors as for `load_base_model`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    entry = BASE_MODELS.get(name)
+    if entry is not None and entry.source == "code":
+        config, tokenizer = tiny_llama().config, byte_tokenizer()
+    else:
+        source = _source(name)
+        with _loading(source):
+            config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    with FakeTensorMode(), torch.device(where):
+        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+    model.requires_grad_(False)
+    model.eval()
+    return BaseModel(name, model, PromptTokenizer(tokenizer, context=_context(config)), "")
+
+
 def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
     """Make a BaseModel of a loaded decoder and tokenizer; freezes the model in place.
 
@@ -102,11 +127,14 @@ def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
     model.requires_grad_(False)
     model.eval()
     check_rows_stay_apart(model)
-    config: Any = model.config
-    context = int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
-    tokens = PromptTokenizer(tokenizer, context=context)
+    tokens = PromptTokenizer(tokenizer, context=_context(model.config))
     _make_greedy(model, tokens)
     return BaseModel(name, model, tokens, model_fingerprint(model))
+
+
+def _context(config: Any) -> int:
+    """Return how many tokens a model of this configuration takes."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def _make_greedy(model: Any, tokens: PromptTokenizer) -> None:
@@ -118,28 +146,32 @@ def _make_greedy(model: Any, tokens: PromptTokenizer) -> None:
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     entry = BASE_MODELS.get(name)
-    if entry is None:
-        return _load_path_or_hub(name, dtype)
-    if entry.source == "code":
+    if entry is not None and entry.source == "code":
         return tiny_llama().to(dtype), byte_tokenizer()
-    if entry.source == "package":
-        return _load_folder(str(_converted_package(entry)), dtype)
-    return _load_folder(str(entry.hub_id), dtype)
+    return _load_folder(_source(name), dtype)
 
 
-def _load_path_or_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _source(name: str) -> str:
+    """Return the folder or hub id that a name stands for; GGUF files are converted first."""
+    entry = BASE_MODELS.get(name)
+    if entry is None:
+        return _path_or_hub_id(name)
+    return str(_converted_package(entry)) if entry.source == "package" else str(entry.hub_id)
+
+
+def _path_or_hub_id(name: str) -> str:
     path = expand_home(name)
     if path.suffix == ".gguf" and path.is_file():
-        return _load_folder(str(_converted(path, sha256_file(path))), dtype)
+        return str(_converted(path, sha256_file(path)))
     if path.suffix in PICKLE_SUFFIXES:
         raise ModelError(f"{name} is a pickle file, which can run code when it is opened; {_SAFETENSORS_WAY_OUT}")
     if name and path.is_dir():
         _check_folder(path)
-        return _load_folder(str(path), dtype)
+        return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         known = ", ".join(BASE_MODELS)
         raise ModelError(f"no base model {name!r}: not a folder, not a short name ({known}), not a hub id (owner/name)")
-    return _load_folder(name, dtype)
+    return name
 
 
 _SAFETENSORS_WAY_OUT = (

@@ -35,7 +35,7 @@ from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import out_of_memory, release_memory
+from mta.runtime import hand_back_memory, out_of_memory, release_memory
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 
@@ -281,6 +281,8 @@ class _Engine:
                     counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
                     (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
                 results += [(live, value) for (live, _), value in zip(part, nll.detach().tolist(), strict=True)]
+                del nll
+                hand_back_memory()
         return results
 
     def _judge(self, lives: Sequence[_Live]) -> None:

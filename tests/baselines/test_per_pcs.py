@@ -16,7 +16,8 @@ from torch import Tensor
 
 from helpers import random_adapter, random_rows, tiny_base
 from mta.bank import Bank, retire_anchor
-from mta.bank_building import SHARED_INIT, build_bank
+from mta.bank_building import build_bank
+from mta.bank_plan import SHARED_INIT
 from mta.base_model import BaseModel
 from mta.baselines.methods import METHODS
 from mta.baselines.per_pcs import PER_PCS, Gates, PerPcsConfig, mean_weights, per_pcs, train_gates

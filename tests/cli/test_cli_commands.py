@@ -18,7 +18,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli_world import QUICK, film_record, good, mta, refused, write_films
+from cli_world import QUICK, QUICK_BANK, film_record, good, mta, refused, write_films
 from mta.cli import command as command_module
 from mta.cli import options
 from mta.cli.command import command
@@ -439,3 +439,15 @@ def test_every_method_that_scores_labels_can_stand_beside_its_prior(films: Any, 
     scores = good("run", "lamp-2", *films.both, *QUICK, *asked, "--out", tmp_path / "run", "--json").json
     assert list(scores["methods"]) == ["base", "base+prior", "majority", "mta", "mta+prior"]
     assert scores["methods"]["mta+prior"]["chosen_on_pool"] == [{"prior strength": 1.0}], "one judge is too few"
+
+
+def test_a_dry_run_says_what_a_bank_would_take_and_trains_nothing(films: Any, tmp_path: Path) -> None:
+    asked = ("bank", "build", "--pool", films.pool, "--task", "lamp-2", "--base", "tiny-random", *QUICK_BANK)
+    told = good(*asked, "--out", tmp_path / "bank", "--dry-run", "--json").json
+    assert not (tmp_path / "bank").exists()
+    made = good(*asked, "--out", tmp_path / "bank", "--json").json
+    assert (told["asked"], told["anchors"]) == (made["asked"], made["kept"])
+    assert told["examples"] == sum(anchor["examples"] for anchor in made["anchors"])
+    assert told["updates"] == sum(anchor["updates"] for anchor in made["anchors"])
+    assert told["memory"]["weights"] < 10**6 < told["process_bytes"]
+    assert "memory of the cpu at the peak" in good(*asked, "--out", tmp_path / "none", "--dry-run").out

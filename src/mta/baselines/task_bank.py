@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mta.bank import Bank, adapters_checksum
-from mta.bank_building import anchor_job
+from mta.bank_plan import anchor_job
 from mta.baselines.population import anchor_rows, check_beneath, population_adapter
 from mta.errors import AdapterError
 from mta.personalize import Resources

@@ -98,9 +98,18 @@ def build(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Train nothing; say what would be trained and how much memory it would take."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Choose anchors from a pool and train one meta-LoRA for each; goes on where a killed call stopped."""
+    if dry_run:
+        _show_plan(
+            pool, task, given, base, preset, skip_malformed=skip_malformed, device=device, dtype=dtype, as_json=as_json
+        )
+        return
     from mta.bank_building import Encoders, build_bank
     from mta.cli.loading import load_base, load_users
     from mta.encoders import load_encoder
@@ -126,6 +135,43 @@ def build(
             progress=progress,
         )
     _show(made, as_json=as_json)
+
+
+def _show_plan(
+    pool: Path,
+    task: str,
+    given: Given,
+    base: str,
+    preset: str | None,
+    *,
+    skip_malformed: bool,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Show what `build` would do; the base model's weights are not loaded."""
+    from mta.bank_plan import plan_bank
+    from mta.base_model import load_base_shape
+    from mta.cli.loading import load_users
+    from mta.encoders import load_encoder
+    from mta.memory import bank_costs
+    from mta.tasks import get_task
+    from mta.vector_cache import default_cache
+
+    found = get_task(task)
+    users = load_users(pool, found, skip_malformed=skip_malformed)
+    with progress_bars() as progress:
+        shape = load_base_shape(base, device=device, dtype=dtype)
+        plan = plan_for(shape, task_id=found.task_id, preset=preset, given=given, merges=False)
+        encoder = load_encoder(plan.bank.anchors.encoder, device=shape.device)
+        planned = plan_bank(
+            users, found, shape.tokens, config=plan.bank, encoder=encoder, cache=default_cache(), progress=progress
+        )
+        costs = bank_costs(shape, planned, engine=plan.engine)
+    if as_json:
+        show_json(asdict(costs))
+        return
+    show_table(("what", "how much"), costs.rows(), title=f"a bank for {found.task_id} on {base}, not trained")
 
 
 def show(folder: Folder, as_json: options.Json = False) -> None:
