@@ -15,6 +15,7 @@ from mta.errors import DataError, StorageError
 from mta.files import (
     MAX_NAME_BYTES,
     SAFE_CHARACTERS,
+    SEAL,
     atomic_path,
     expand_home,
     folder_if_used,
@@ -23,6 +24,8 @@ from mta.files import (
     read_jsonl,
     read_text,
     safe_name,
+    seal_holds,
+    sealed,
     sha256_file,
     sha256_json,
     write_bytes,
@@ -218,6 +221,21 @@ def test_checksums_against_the_plain_hash(tmp_path: Path) -> None:
     text = '{"a":[1,2.5,"\\u2603"],"b":null}'
     assert sha256_json({"b": None, "a": (1, 2.5, "☃")}) == hashlib.sha256(text.encode()).hexdigest()
     assert sha256_json({"b": None, "a": [1, 2.5, "☃"]}) == sha256_json(json.loads(text))
+
+
+def test_a_sealed_object_shows_any_change(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", sealed({"a": [1, 2.5, "☃"], "b": None}))
+    found = read_json(tmp_path / "a.json")
+    assert seal_holds(found)
+    for changed in (
+        {**found, "a": []},
+        {**found, "c": 1},
+        {"a": found["a"], "b": None},
+        {**found, SEAL: "0"},
+        [],
+        None,
+    ):
+        assert not seal_holds(changed)
 
 
 def test_a_new_folder_that_stays_empty_goes_when_the_work_fails(tmp_path: Path) -> None:

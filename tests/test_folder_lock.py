@@ -54,6 +54,16 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_killed_writers_left_half_made_is_swept_away(tmp_path: Path) -> None:
+    for name in (".a.json.12-ab12cd34.tmp", ".hidden", "kept.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / ".b.1-aa.tmp").touch()
+    with sole_use(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".hidden", "kept.tmp", "below", LOCK}
+    assert (tmp_path / "below" / ".b.1-aa.tmp").exists(), "somebody may be writing there"
+
+
 def test_calls_of_one_process_are_kept_apart_as_well(tmp_path: Path) -> None:
     @alone_in_folder
     def work(depth: int, folder: Path) -> int:

@@ -27,6 +27,9 @@ SAFE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 MAX_NAME_BYTES = 120
 
 
+TEMPORARY = ".tmp"
+"""Ending of files in the making; their names start with a dot."""
+
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 """Endings of weight files that run code when they are opened; none is ever opened."""
 
@@ -110,7 +113,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write {path}: it is no regular file; name a file, or one that is not there yet")
     make_folder(path.parent)
     with storage_errors(path, "write"):
-        temporary = path.parent / f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary = path.parent / f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}"
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
@@ -120,6 +123,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers have left half made in a folder; only where nobody else is writing."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -144,6 +153,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+SEAL = "checksum"
+"""Key under which a sealed JSON object holds the checksum of the rest of it."""
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of itself, so that a damaged one is noticed."""
+    return {**content, SEAL: sha256_json(content)}
+
+
+def seal_holds(found: Any) -> bool:
+    """Say whether a value read back is a sealed object, and as it was sealed."""
+    if not isinstance(found, dict):
+        return False
+    return bool(found.get(SEAL) == sha256_json({key: value for key, value in found.items() if key != SEAL}))
 
 
 def write_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:

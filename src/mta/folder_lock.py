@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 
 from mta.errors import StorageError
-from mta.files import folder_if_used, storage_errors
+from mta.files import folder_if_used, remove_leftovers, storage_errors
 
 LOCK = ".lock"
 P = ParamSpec("P")
@@ -45,12 +45,15 @@ def alone_in_folder(function: Callable[P, R]) -> Callable[P, R]:
 def sole_use(folder: Path) -> Iterator[None]:
     """Keep everybody else out of `folder`, which is created if missing, until the block ends.
 
+    What killed writers have left half made in it is removed.
+
     Raises:
         StorageError: another call, of this or another process, is at work there, or the folder cannot be written.
     """
     with folder_if_used(folder):
         lock = _acquired(folder)
         try:
+            remove_leftovers(folder)
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)  # while it is held: who waits at the removed file looks again

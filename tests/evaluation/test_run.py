@@ -280,13 +280,16 @@ def test_a_changed_bank_or_prompt_reuses_nothing_stale(first: RunResult, tmp_pat
     assert second.scores["methods"]["mta"]["metrics"]["nll"] != first.scores["methods"]["mta"]["metrics"]["nll"]
 
 
-def test_damaged_answers_are_given_again(first: RunResult, tmp_path: Path) -> None:
+def test_damaged_answers_are_given_again(first: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = copied(first, tmp_path / "run")
     for name, text in (("mta", "{"), ("base", "[]"), ("population", "null")):
         (folder / "predictions" / f"{name}.json").write_text(text)
+    edited = folder / "predictions" / "merged-only.json"
+    edited.write_text(re.sub(r'"gold": "\d"', '"gold": "1"', edited.read_text()))
     heard = Heard()
     again = run(*small_world(), CONFIG, folder, notes={"command": "in a test"}, progress=heard)
-    wanted = {"answers of mta", "answers of base", "answers of population"}
+    assert f"{edited} is damaged or was edited" in caplog.text
+    wanted = {"answers of mta", "answers of base", "answers of population", "answers of merged-only"}
     assert {stage for stage in heard.stages if "answers" in stage} == wanted
     assert without_costs_of_answers(again.scores) == without_costs_of_answers(first.scores)
 

@@ -24,7 +24,7 @@ from mta.evaluation.predict import examples_of, finished, predict
 from mta.evaluation.predictions_file import require_finite
 from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord
-from mta.files import read_json, sha256_json, write_json
+from mta.files import read_json, seal_holds, sealed, sha256_json, write_json
 from mta.personalize import Personalized, PersonalizedUsers, Resources
 from mta.progress import silent
 from mta.records import Prediction, User
@@ -95,7 +95,7 @@ def _answers(name: str, people: PersonalizedUsers, resources: Resources, folder:
         "cut_prompts": answers.cut_prompts,
         "predictions": list(map(asdict, answers.rows)),
     }
-    write_json(path, content)
+    write_json(path, sealed(content))
     return answers
 
 
@@ -109,12 +109,17 @@ def _ask(name: str, people: PersonalizedUsers, resources: Resources) -> _Answers
 
 def _saved(path: Path) -> dict[str, Any]:
     """Read back an earlier call's answers; {} where there are none or the file is damaged (said in the log)."""
+    if not path.exists():
+        return {}
     try:
-        found = read_json(path) if path.exists() else {}
+        found = read_json(path)
     except DataError as error:
         log.warning("answering again: %s", error)
-        found = {}
-    return found if isinstance(found, dict) else {}
+        return {}
+    if not seal_holds(found):
+        log.warning("answering again: %s is damaged or was edited, its checksum differs", path)
+        return {}
+    return dict(found)
 
 
 def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Task) -> str:
