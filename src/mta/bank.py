@@ -25,7 +25,7 @@ from mta.anchors import DroppedCluster
 from mta.base_model import BaseModel
 from mta.config import BankConfig, MergeConfig, from_dict, to_dict
 from mta.errors import BankError, DataError, MtaError, NotFound
-from mta.files import read_json, sha256_json, write_json
+from mta.files import read_json, seal_holds, sealed, sha256_json, write_json
 from mta.lora.adapter import Adapter, AdapterSum, Factors, adapter_from_tensors, require_same_shape
 from mta.merging import merge_terms
 from mta.records import User
@@ -199,8 +199,7 @@ def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedC
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest with a checksum of itself, so that a damaged one is noticed."""
-    content = {key: value for key, value in manifest.items() if key != SEAL}
-    write_json(folder / MANIFEST, {**content, SEAL: sha256_json(content)})
+    write_json(folder / MANIFEST, sealed(manifest, key=SEAL))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -218,7 +217,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
     if found != SCHEMA:
         raise BankError(f"{path} has schema {found!r}, this version reads {SCHEMA}; build the bank again")
-    if manifest.get(SEAL) != sha256_json({key: value for key, value in manifest.items() if key != SEAL}):
+    if not seal_holds(manifest, key=SEAL):
         raise BankError(
             f"{path} is damaged or was edited: its checksum differs; build the bank again, or restore it from a copy"
         )

@@ -159,16 +159,15 @@ SEAL = "checksum"
 """Key under which a sealed JSON object holds the checksum of the rest of it."""
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with a checksum of itself, so that a damaged one is noticed."""
-    return {**content, SEAL: sha256_json(content)}
+def sealed(content: Mapping[str, Any], *, key: str = SEAL) -> dict[str, Any]:
+    """Return a JSON object with a checksum of its other content under `key`, so that a damaged one is noticed."""
+    rest = {name: value for name, value in content.items() if name != key}
+    return {**rest, key: sha256_json(rest)}
 
 
-def seal_holds(found: Any) -> bool:
+def seal_holds(found: Any, *, key: str = SEAL) -> bool:
     """Say whether a value read back is a sealed object, and as it was sealed."""
-    if not isinstance(found, dict):
-        return False
-    return bool(found.get(SEAL) == sha256_json({key: value for key, value in found.items() if key != SEAL}))
+    return isinstance(found, dict) and found.get(key) == sealed(found, key=key)[key]
 
 
 def write_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:
