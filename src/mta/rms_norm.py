@@ -1,0 +1,83 @@
+"""Root-mean-square normalisation with its backward pass written out, in place of a model's own on the CPU.
+
+The layers of transformers leave that pass to autograd, which goes over the activations a dozen times, in float32. That
+takes a tenth of a training step in bfloat16. Here it is four times, and only the input is kept for the way back.
+
+Equations, for rows x of n values, weight w and small eps:
+    r = 1 / sqrt(mean(x^2) + eps)        y = w * (x r)
+    dx = r (g - x r mean(g * x r)),      g = w * dy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LEAN = (torch.float32, torch.bfloat16)
+"""Input dtypes that gain by it; float64 is for tests, which compare with the model's own."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise rows, computing in float32 as the layers of transformers do.
+
+    Args:
+        x: (..., n)
+        weight: (n,), frozen.
+        eps: added to the mean square.
+
+    Returns:
+        (..., n) in the dtype of x.
+    """
+    result: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        r = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))  # (..., 1)
+        ctx.save_for_backward(x, weight, r)
+        return weight * (wide * r).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, r = ctx.saved_tensors
+        g, normal = (gradients[0] * weight).float(), x.float() * r
+        along = (g * normal).mean(-1, keepdim=True)
+        return g.addcmul_(normal, along, value=-1).mul_(r).to(x.dtype), None, None
+
+
+@contextmanager
+def lean_norms(model: nn.Module) -> Iterator[None]:
+    """Let the model's normalisations go through `rms_norm` inside the block, wherever a CPU trains through them."""
+    changed = [module for module in model.modules() if _is_rms_norm(module)]
+    own = [module.forward for module in changed]
+    try:
+        for module, forward in zip(changed, own, strict=True):
+            module.forward = partial(_forward, module, forward)
+        yield
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
+
+
+def _forward(module: Any, own: Any, x: Tensor) -> Tensor:
+    if x.device.type == "cpu" and x.requires_grad and x.dtype in LEAN:
+        return rms_norm(x, module.weight, module.variance_epsilon)
+    normal: Tensor = own(x)
+    return normal
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Tell a plain RMS norm by its name and parts; other formulas (Gemma's, gated ones) have other parts."""
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return False
+    parts = [name for name, _ in module.named_parameters()]
+    return parts == ["weight"] and len(signature(type(module).forward).parameters) == len(("self", "x"))
