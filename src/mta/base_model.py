@@ -99,11 +99,9 @@ def load_base_shape(name: str, *, device: str = "auto", dtype: str = "auto") -> 
     It takes no memory and serves to plan: it has prompts, shapes and passes, but no answers and no fingerprint.
     Arguments and errors as for `load_base_model`.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     where = choose_device(device)
-    kind = choose_dtype(dtype, where)
     entry = BASE_MODELS.get(name)
     if entry is not None and entry.source == "code":
         config, tokenizer = tiny_llama().config, byte_tokenizer()
@@ -111,8 +109,16 @@ def load_base_shape(name: str, *, device: str = "auto", dtype: str = "auto") -> 
         source = _source(name)
         with _loading(source):
             config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    with FakeTensorMode(), torch.device(where):
-        model = AutoModelForCausalLM.from_config(config, dtype=kind)
+    return base_shape(config, tokenizer, name=name, device=where, dtype=choose_dtype(dtype, where))
+
+
+def base_shape(config: Any, tokenizer: Any, *, name: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    """Make a base model of an architecture whose weights have shapes and no values; see `load_base_shape`."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    with FakeTensorMode(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.requires_grad_(False)
     model.eval()
     return BaseModel(name, model, PromptTokenizer(tokenizer, context=_context(config)), "")

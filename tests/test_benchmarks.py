@@ -1,0 +1,29 @@
+"""The benchmarks that need a GPU or processes of their own run everywhere, small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("gpu.py", "--shape", "tiny", "--device", "cpu", "--users", "2", "--items", "8", "--repeats", "1"), "floor"),
+        (("process_per_user.py", "--base", "tiny-random", "--users", "1", "--repeats", "1", "--anyway"), "users/s"),
+    ],
+    ids=["gpu", "process-per-user"],
+)
+def test_it_runs_and_finds_equal_losses(words: tuple[str, ...], wanted: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / words[0]), *words[1:], "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert wanted in done.stdout
+    assert list(tmp_path.glob("*.json"))
