@@ -26,7 +26,7 @@ from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel
 from mta.baselines.population import anchor_rows
 from mta.baselines.task_bank import bank_over_population
-from mta.config import TrainConfig, to_dict
+from mta.config import TrainConfig
 from mta.errors import AdapterError, ConfigError, MtaError
 from mta.files import safe_name, sha256_json
 from mta.forward import answer_nll
@@ -302,7 +302,7 @@ def choose_pieces(
     Users do not meet in a batch, so that nobody's choice depends on who else is there.
     """
     base, bank = resources.base, resources.need_bank()
-    settings = {key: value for key, value in to_dict(config).items() if not key.startswith("gate_")}
+    settings = {name: getattr(config, name) for name in ("top_k", "temperature", "batch_size")}
     common = [sharers.fingerprint, bank.checksum, settings, base.fingerprint, str(base.dtype)]
     chosen, waiting = dict[str, Chosen](), dict[str, str]()
     for name, rows in data.items():
