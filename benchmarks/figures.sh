@@ -4,8 +4,8 @@
 #   benchmarks/figures.sh DATA RUNS [TASK...]
 #
 # DATA as for tables.sh; RUNS takes the run folders. Merging alone is swept finely over all target users; merging and
-# adapting, which is trained anew at every point, coarsely over the first twelve. The sweeps of a task share one bank and
-# the adapters of the settings they have in common. A killed sweep continues when called again. OPTIONS in the environment
+# adapting, which is trained anew at every point, coarsely over the first twelve. The sweeps of a task share a bank (K a
+# larger one where twelve clusters keep too few anchors) and the adapters of settings they have in common. A killed sweep continues when called again. OPTIONS in the environment
 # is passed on, for example OPTIONS="--threads 1".
 set -euo pipefail
 
@@ -20,6 +20,7 @@ export HF_HUB_OFFLINE=1
 common="--base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20
   --seed 42 ${OPTIONS:-}"
 few="--users 12"
+declare -A deep=([lamp-2]=12 [lamp-4]=32) # anchors asked for so that eight are kept, which K goes up to
 
 sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
   local name=$1 out=$runs/figures/$task/$1
@@ -30,16 +31,15 @@ sweep() { # sweep NAME OPTIONS...: one sweep, its scores into the repository
   cp "$out/scores.json" "$out/table.md" "$out/table.csv" "$results/$name/"
 }
 
-start_from() { # start_from SWEEP [POINT]: the bank of the first sweep, and adapters of the settings as asked for a point
-  local out=$runs/figures/$task/$1 bank=$runs/figures/$task/weight-merged/bank
-  local adapters=$runs/figures/$task/weight/points/"as asked"/adapters/mta
+start_from() { # start_from NEW OLD [POINT]: the bank of another sweep, and its adapters of the settings as asked for a point
+  local out=$runs/figures/$task/$1 old=$runs/figures/$task/$2
   [ -e "$out" ] && return
   rm -rf "$out.part"
   mkdir -p "$out.part"
-  cp -r "$bank" "$out.part/bank"
-  if [ $# = 2 ]; then
-    mkdir -p "$out.part/points/$2/adapters"
-    cp -r "$adapters" "$out.part/points/$2/adapters/mta"
+  cp -r "$old/bank" "$out.part/bank"
+  if [ $# = 3 ]; then
+    mkdir -p "$out.part/points/$3/adapters"
+    cp -r "$old/points/as asked/adapters/mta" "$out.part/points/$3/adapters/mta"
   fi
   mv "$out.part" "$out"
 }
@@ -50,15 +50,14 @@ for task in $tasks; do
   results=$here/docs/results/figures/$task
 
   sweep weight-merged --bank-size 12 --over weight --method merged-only
-  start_from top-k-merged
-  sweep top-k-merged --bank-size 12 --over top-k --method merged-only
+  sweep top-k-merged --bank-size "${deep[$task]}" --over top-k --method merged-only
   sweep bank-size-merged --over bank-size --method merged-only --value 4 --value 8 --value 16 --value 32 --value 64 \
     --value 128
 
-  start_from weight
+  start_from weight weight-merged
   sweep weight --bank-size 12 --over weight --value 0 --value 0.5 --value 1 $few
-  start_from top-k 2
-  sweep top-k --bank-size 12 --over top-k --value 1 --value 2 --value 4 --value 8 $few
-  start_from rank 4
+  start_from top-k top-k-merged
+  sweep top-k --bank-size "${deep[$task]}" --over top-k --value 1 --value 2 --value 4 --value 8 $few
+  start_from rank weight 4
   sweep rank --bank-size 12 --over rank --value 2 --value 4 --value 6 --value 8 --value 16 $few
 done
