@@ -5,8 +5,8 @@
 #
 # DATA as for tables.sh; RUNS takes the run folders. Merging alone is swept finely over all target users; merging and
 # adapting, which is trained anew at every point, coarsely over the first twelve. The sweeps of a task share a bank (K a
-# larger one where twelve clusters keep too few anchors) and the adapters of settings they have in common. A killed sweep continues when called again. OPTIONS in the environment
-# is passed on, for example OPTIONS="--threads 1".
+# larger one where twelve clusters keep too few anchors) and the adapters of settings they have in common. A killed
+# sweep continues when called again. OPTIONS in the environment is passed on, for example OPTIONS="--threads 1".
 set -euo pipefail
 
 data=$1
