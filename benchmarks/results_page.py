@@ -29,8 +29,8 @@ the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
 
 The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
 4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh`, the figures by `benchmarks/figures.sh` and
-`benchmarks/growth.sh`, gathered by `benchmarks/results.sh`; LaMP-5, which lacks the rivals, is from an earlier, smaller
-run by the command below, with its own caps. Times were taken beside other work on the same machine: read them as upper
+`benchmarks/growth.sh`, gathered by `benchmarks/results.sh`. The row `per-pcs-task` came after the tables of LaMP-1 to 4
+were made and is in that of LaMP-5 only. Times were taken beside other work on the same machine: read them as upper
 bounds. Figure 7, answers to one person side by side,
 is left out because it would print people's texts; `mta report RUN --user ID --targets FILE` makes it from a run.
 """

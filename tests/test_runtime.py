@@ -170,3 +170,26 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     assert page_faults(keep=True) < page_faults(keep=False) / 2
     keep_freed_memory()
     assert torch.ones(1_000_000).sum() == 1_000_000
+
+
+KEPT_AND_HANDED_BACK = """
+import torch
+from mta.runtime import hand_back_memory, keep_freed_memory, rss_bytes
+keep_freed_memory()
+blocks = [torch.ones(25_000 + 7 * n) for n in range(1500)]
+pins = blocks[::50]
+held = rss_bytes()
+del blocks
+kept = rss_bytes()
+hand_back_memory()
+print(held, kept, rss_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's C library is asked")
+def test_memory_is_kept_until_it_is_handed_back() -> None:
+    """150 MB are freed, but for a block here and there, as after a pass over a pack."""
+    done = subprocess.run([sys.executable, "-c", KEPT_AND_HANDED_BACK], capture_output=True, text=True, check=True)
+    held, kept, left = map(int, done.stdout.split())
+    assert held - kept < 20e6
+    assert kept - left > 100e6
