@@ -13,7 +13,8 @@ Real processes and real signals, on invented people and a tiny random model, so 
 - `fuzz`: mutated files of every data format; readers may raise the package's own errors and nothing else.
 - `two`: two processes on one folder at once; one is refused, the other ends as undisturbed ones do.
 
-Any violation ends the script with a message and exit code 1.
+Any violation ends the script with a message and exit code 1. Parts that are in the folder of results already stay there
+until they are done again.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def read_version(name: str, place: Path) -> int | None:
 
 def killed_writes(processes: ForkServerContext, work: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill a process that only writes; every write it was told of must be there, or the next one."""
-    folder, draw, told, leftovers = work / "writes", random.Random(seed), dict.fromkeys(WRITERS, 0), 0
+    folder, draw, told = work / "writes", random.Random(seed), dict.fromkeys(WRITERS, 0)
     folder.mkdir()
     for _ in range(kills):
         receive, send = processes.Pipe(duplex=False)
@@ -316,8 +317,8 @@ def killed_writes(processes: ForkServerContext, work: Path, kills: int, seed: in
             found = read_version(name, folder) or 0
             if not version <= found <= max(told.values()) + 1:
                 raise Violation(f"{name}: version {version} was written, {found} is there")
-        leftovers += len(list(folder.glob(".*.tmp")))
-    return {"kills": kills, "versions written": max(told.values()), "half-made files left beside": leftovers}
+    left = len(list(folder.glob(".*.tmp")))
+    return {"kills": kills, "versions written": max(told.values()), "half-made files left beside": left}
 
 
 def full_disks(processes: ForkServerContext, work: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -498,10 +499,12 @@ def main() -> None:
             "fuzz": lambda: fuzzed_readers(work, 50 * options.kills, options.seed),
             "two": lambda: two_at_once(processes, work, wanted, max(1, options.kills // 20)),
         }
-        found = {name: parts[name]() for name in options.only or PARTS}
-    rows = [(name, what, json.dumps(count)) for name, one in found.items() for what, count in one.items()]
+        out = options.out / "faults.json" if options.out else None
+        found = read_json(out) if out and out.exists() else {}
+        found |= {"seed": options.seed, **{name: parts[name]() for name in options.only or PARTS}}
+    rows = [(name, what, json.dumps(count)) for name in PARTS if name in found for what, count in found[name].items()]
     page = f"{table(['part', 'what', 'how often'], rows)}\n\nLost or damaged: nothing."
-    write(options.out / "faults.json" if options.out else None, {"seed": options.seed, **found}, page)
+    write(out, found, page)
 
 
 if __name__ == "__main__":
