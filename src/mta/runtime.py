@@ -117,8 +117,8 @@ def hand_back_memory() -> None:
     """Hand all memory of this process that is free back to the system, also what lies between used pieces.
 
     Passes over packs of ever other sizes leave holes that the next one cannot use, and the process grows to twice what
-    it needs. Handing everything back between passes cost two to four hundredths of their time beside other work. Does nothing where the C
-    library is not GNU's.
+    it needs. Handing everything back between passes cost two to four hundredths of their time beside other work. Does
+    nothing where the C library is not GNU's.
     """
     if library := _glibc():
         library.malloc_trim(0)
