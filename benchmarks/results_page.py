@@ -33,7 +33,8 @@ The same as one page with intervals, plots, comparisons and slices: [report.html
 were made and is in that of LaMP-5 only. LaMP-5 was trained in four calls whose adapters were put into one folder, the
 last of which is the command below; `population-matched-adapt` and `per-pcs-task` are by later code, which differs by
 rounding. The row "leak check" of the cards of LaMP-1 to 4 was computed anew from the data after the runs.
-Times were taken beside other work on the same machine: read them as upper bounds. Figure 7, answers to one person side by side,
+Times were taken beside other work on the same machine: read them as upper bounds.
+Figure 7, answers to one person side by side,
 is left out because it would print people's texts; `mta report RUN --user ID --targets FILE` makes it from a run.
 """
 
