@@ -48,6 +48,20 @@ def test_blocks_give_what_the_fused_kernel_gives(length, key_heads):
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(1, 9), (BLOCK + 1, BLOCK + 40), (3, 2 * BLOCK + 3)])
+def test_the_last_tokens_of_a_row_see_all_before_them(queries: int, keys: int) -> None:
+    q, k, v = query_key_value(keys, dtype=torch.float64)
+    tensors = [q[:, :, -queries:], k, v]
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
+
+    wanted = result_and_gradients(masked, tensors)
+    for mine, theirs in zip(result_and_gradients(in_blocks, tensors), wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+
+
 def test_bfloat16_is_as_near_to_the_truth_as_the_format_allows():
     exact = query_key_value(200, dtype=torch.bfloat16)
     wanted = result_and_gradients(fused, [tensor.double() for tensor in exact])
@@ -69,8 +83,9 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_format_allows():
 )
 def test_which_rows_go_in_blocks(dtype, length, trained, wanted):
     query = torch.empty(1, 1, length, 4, dtype=dtype, requires_grad=trained)
-    assert faster_in_blocks(query) == wanted
-    assert not faster_in_blocks(query.to("meta"))
+    assert faster_in_blocks(query, query) == wanted
+    assert not faster_in_blocks(query.to("meta"), query.to("meta"))
+    assert not faster_in_blocks(query, query.new_empty(1, 1, LONGEST + 1, 4)), "the keys decide what is too long"
 
 
 def test_rows_in_blocks_stay_apart_and_use_the_models_scale():
@@ -78,7 +93,7 @@ def test_rows_in_blocks_stay_apart_and_use_the_models_scale():
     lengths = [BLOCK + 3, 40]
     tensors = query_key_value(sum(lengths), dtype=torch.bfloat16)
     for scale in (None, 0.3):
-        both, _ = attend_within_rows(torch.nn.Module(), *tensors, None, row_lengths=lengths, scaling=scale)
+        both, _ = attend_within_rows(torch.nn.Module(), *tensors, None, segment_lengths=lengths, scaling=scale)
         rows = zip(*(tensor.float().split(lengths, dim=2) for tensor in tensors), strict=True)
         wanted = [scaled_dot_product_attention(*row, is_causal=True, scale=scale, enable_gqa=True) for row in rows]
         assert (both.float() - torch.cat(wanted, dim=2).transpose(1, 2)).abs().max() < 0.05
@@ -88,12 +103,15 @@ def test_a_model_trains_through_blocks_as_through_its_own_attention():
     """Losses of packed rows, one long enough for blocks, and their gradients, against the model's own forward pass."""
     base = tiny_base(torch.float32)
     rows = [TokenRow(tuple(range(3, 3 + length)), (7, 8, 1)) for length in (BLOCK + 40, 20)]
+    rows.append(TokenRow(rows[0].prompt[:20] + rows[0].prompt[30:], (9, 1)))
     weight = base.model.get_submodule("model.layers.0.self_attn.q_proj").weight.requires_grad_()
-    mine = answer_nll(base, pack_rows(rows, device="cpu"))
+    pack = pack_rows(rows, device="cpu", adapters=["one"] * 3)
+    assert pack.lengths[0] == 19, "a beginning is shared"
+    mine = answer_nll(base, pack)
     (gradient,) = torch.autograd.grad(mine.sum(), weight)
     theirs = []
     for row in rows:
-        logits = base.model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, -4:-1]
+        logits = base.model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, -1 - len(row.answer) : -1]
         theirs.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="sum"))
     (wanted,) = torch.autograd.grad(sum(theirs), weight)
     assert torch.allclose(mine, torch.stack(theirs), rtol=0, atol=1e-5)

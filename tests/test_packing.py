@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.packing import TokenRow, fill_packs, left_pad, length_buckets, pack_rows
+from mta.packing import WORTH_SHARING, TokenRow, fill_packs, left_pad, length_buckets, pack_rows, shared_beginning
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
@@ -68,6 +68,61 @@ def test_packing_by_hand() -> None:
     assert pack.sources.tolist() == [2, 3, 4, 6, 7]
     assert pack.targets.tolist() == [4, 2, 2, 3, 2]
     assert pack.owners.tolist() == [0, 0, 1, 2, 2]
+
+
+BEGINNING = tuple(range(100, 100 + WORTH_SHARING))
+
+
+def test_rows_of_one_adapter_share_their_beginning_by_hand() -> None:
+    rows = [TokenRow((*BEGINNING, 7, 8), (4, 2)), TokenRow((*BEGINNING, 5), (2,)), TokenRow((*BEGINNING, 6), (3, 2))]
+    pack = pack_rows(rows, device="cpu", adapters=["ada", "ada", "bob"])
+    n = WORTH_SHARING
+    assert pack.input_ids.tolist() == [[*BEGINNING, 7, 8, 4, 5, *BEGINNING, 6, 3]]
+    assert pack.position_ids.tolist() == [[*range(n), n, n + 1, n + 2, n, *range(n + 2)]]
+    assert pack.lengths == (n, 3, 1, n + 2)
+    assert pack.before == (None, 0, 0, None)
+    assert pack.rows == (0, 0, 1, 2)
+    assert pack.sources.tolist() == [n + 1, n + 2, n + 3, 2 * n + 4, 2 * n + 5]
+    assert pack.targets.tolist() == [4, 2, 2, 3, 2]
+    assert pack.owners.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_people_of_one_adapter_share_nothing_with_each_other() -> None:
+    rows = [TokenRow((*BEGINNING, 7), (2,), person=person) for person in (0, 1, 1)]
+    pack = pack_rows(rows, device="cpu", adapters=["one"] * 3)
+    assert pack.before == (None, None, 1, 1)
+    assert pack.people == (0, 1, 1, 1)
+    assert pack_rows(rows, device="cpu").before == (None, None, None), "nothing is shared unless adapters are told"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "wanted"),
+    [
+        ([(*BEGINNING, 1)], 0),
+        ([(*BEGINNING, 1), (*BEGINNING, 2)], WORTH_SHARING),
+        ([(*BEGINNING[1:], 1), (*BEGINNING[1:], 2)], 0),
+        ([(*BEGINNING, 1, 3), (*BEGINNING, 1)], WORTH_SHARING),  # the shorter one keeps its last token
+        ([(*BEGINNING, 1)] * 2, WORTH_SHARING),
+        ([(*BEGINNING, 3, 1), (*BEGINNING, 3, 2), (5,)], 0),
+    ],
+)
+def test_how_much_of_a_beginning_is_shared(prompts: list, wanted: int) -> None:
+    assert shared_beginning(prompts) == wanted
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.lists(st.integers(0, 1), min_size=1, max_size=12)), min_size=1))
+def test_segments_put_together_are_the_rows(drawn: list[tuple[int, list[int]]]) -> None:
+    rows = [TokenRow(tuple(prompt), (5, 2)) for _, prompt in drawn]
+    pack = pack_rows(rows, device="cpu", adapters=[adapter for adapter, _ in drawn])
+    parts = [part.tolist() for part in pack.input_ids[0].split(pack.lengths)]
+    begins = {before for before in pack.before if before is not None}
+    whole = [
+        (*(parts[before] if before is not None else ()), *part, 2)
+        for number, (part, before) in enumerate(zip(parts, pack.before, strict=True))
+        if number not in begins
+    ]
+    assert whole == [row.prompt + row.answer for row in rows]
+    assert pack.input_ids[0][pack.sources[1::2]].tolist() == [5] * len(rows)
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))

@@ -70,6 +70,18 @@ def test_inside_the_block_the_model_trains_through_it_and_afterwards_as_before()
     assert not [module for module in base.model.modules() if "forward" in vars(module)]
 
 
+def test_a_forward_pass_that_others_put_on_a_layer_is_there_again_afterwards() -> None:
+    norm = layer(4, torch.float32)
+
+    def theirs(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    norm.forward = theirs
+    with lean_norms(nn.ModuleList([norm])):
+        assert torch.equal(norm(torch.ones(4)), torch.full((4,), 2.0))
+    assert norm.forward is theirs
+
+
 @pytest.mark.parametrize(
     ("module", "dtype", "trains"),
     [

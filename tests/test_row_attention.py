@@ -60,11 +60,31 @@ def test_packed_rows_give_what_each_gives_alone(name: str) -> None:
             packed = model(
                 input_ids=torch.tensor([[token for row in ROWS for token in row]]),
                 position_ids=torch.tensor([[place for row in ROWS for place in range(len(row))]]),
-                row_lengths=[len(row) for row in ROWS],
+                segment_lengths=[len(row) for row in ROWS],
                 use_cache=False,
             ).logits
     assert torch.allclose(packed, alone, atol=1e-10)
     check_rows_stay_apart(model)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_that_share_a_beginning_give_what_each_gives_alone(name: str) -> None:
+    """The beginning is longer than a window, of the rests one is shorter and one longer than it."""
+    model = ARCHITECTURES[name]()
+    beginning, rests = list(range(3, 11)), [[5], [9, 9, 4, 7, 30, 2, 11]]
+    wanted = []
+    with torch.no_grad():
+        for rest in rests:
+            wanted.append(model(input_ids=torch.tensor([beginning + rest])).logits[:, len(beginning) :])
+        with rows_apart(model):
+            found = model(
+                input_ids=torch.tensor([beginning + rests[0] + rests[1]]),
+                position_ids=torch.tensor([[*range(8), *range(8, 9), *range(8, 15)]]),
+                segment_lengths=[8, 1, 7],
+                segments_before=[None, 0, 0],
+                use_cache=False,
+            ).logits
+    assert torch.allclose(found[:, 8:], torch.cat(wanted, dim=1), atol=1e-10)
 
 
 def test_attention_is_put_back_even_after_an_error() -> None:

@@ -50,7 +50,7 @@ def seven_jobs(base, *, frozen: bool, targets=ALL_LINEAR) -> list[TrainJob]:
             beneath = recipe(merge_cat(anchors, [0.6, 0.4]))
         config = dataclasses.replace(BASE_CONFIG, target_modules=targets, **changes)
         held_out = random_rows(50 + index, 3) if config.held_out_share else ()
-        rows = random_rows(index, 3 + 2 * index)
+        rows = random_rows(index, 3 + 2 * index, beginning=12 * (index % 2))  # some share a beginning
         jobs.append(TrainJob(f"user/{index}", rows, config, held_out=held_out, frozen=beneath))
     return jobs
 

@@ -1,10 +1,10 @@
-"""Causal attention of one row on a CPU, in blocks of queries.
+"""Causal attention of one row, or of its last tokens, on a CPU in blocks of queries.
 
 The CPU kernels of PyTorch's fused attention run below the speed of its matrix products: in bfloat16 by far, in float32
 going backward over longer rows. Here each block of queries meets only the keys it may see, in plain products that stay
 in the cache, and the weights are kept for the way back. `benchmarks/attention.py` compares the two.
 
-Equations of causal attention, for queries i and keys j <= i:
+Equations of causal attention, for n queries over T keys, query i seeing keys j <= T - n + i:
     P = softmax(s Q K^T)        O = P V
     dV = P^T dO     dS = P * (dO V^T - rowsum(P * dO V^T))     dQ = s dS K     dK = s dS^T Q
 """
@@ -23,9 +23,9 @@ LONGEST = 1024
 """Tokens of the longest row attended to in blocks: the weights kept for the way back grow with their square."""
 
 
-def faster_in_blocks(query: Tensor) -> bool:
-    """Return whether a row with these queries, (1, heads, T, d), is better attended to in blocks."""
-    if query.device.type != "cpu" or query.shape[2] > LONGEST:
+def faster_in_blocks(query: Tensor, key: Tensor) -> bool:
+    """Return whether queries (1, heads, n, d) over keys (1, key heads, T, d) are better attended to in blocks."""
+    if query.device.type != "cpu" or key.shape[2] > LONGEST:
         return False
     return query.dtype == torch.bfloat16 or (
         query.dtype == torch.float32 and query.requires_grad and query.shape[2] >= BLOCK
@@ -36,13 +36,13 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, *, scaling: floa
     """Attend causally within one row.
 
     Args:
-        query: (1, heads, T, d)
+        query: (1, heads, n, d), of the row's last n tokens.
         key: (1, key heads, T, d); key heads divide heads.
         value: (1, key heads, T, d)
         scaling: factor on the scores.
 
     Returns:
-        (1, heads, T, d)
+        (1, heads, n, d)
     """
     result: Tensor = _BlockAttention.apply(query, key, value, scaling)  # type: ignore[no-untyped-call]
     return result
@@ -54,14 +54,15 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         k, v = key[0], value[0]  # (H, T, d)
-        q = query.view(len(k), -1, *query.shape[2:])  # (H, G, T, d)
+        q = query.view(len(k), -1, *query.shape[2:])  # (H, G, n, d)
+        first = k.shape[1] - q.shape[2]  # the key of the first query's own token
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         future = _future(q)
         kept = []
         for block in _blocks(q):
-            seen = slice(block.stop)
-            scores = torch.bmm(_rows(q, block), k[:, seen].transpose(1, 2)).mul_(scaling)  # (H, G n, stop)
-            own = scores.view(*q.shape[:2], -1, block.stop)[..., block]  # (H, G, n, n)
+            seen = slice(first + block.stop)
+            scores = torch.bmm(_rows(q, block), k[:, seen].transpose(1, 2)).mul_(scaling)  # (H, G b, seen)
+            own = scores.view(*q.shape[:2], -1, seen.stop)[..., first + block.start :]  # (H, G, b, b)
             own.add_(future[: own.shape[-1], : own.shape[-1]])
             weights = torch.softmax(scores, dim=-1)
             out[:, :, block] = torch.bmm(weights, v[:, seen]).view(*q.shape[:2], -1, q.shape[3])
@@ -77,8 +78,8 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         dk, dv = (torch.zeros_like(each, memory_format=torch.contiguous_format) for each in (k, v))
         for block, weights in zip(_blocks(q), kept, strict=True):
-            seen = slice(block.stop)
-            g_block = _rows(g, block)  # (H, G n, d)
+            seen = slice(weights.shape[-1])
+            g_block = _rows(g, block)  # (H, G b, d)
             dv[:, seen] += torch.bmm(weights.transpose(1, 2), g_block)
             d_weights = torch.bmm(g_block, v[:, seen].transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
@@ -93,7 +94,7 @@ def _blocks(q: Tensor) -> Iterator[slice]:
 
 
 def _rows(q: Tensor, block: slice) -> Tensor:
-    """Return a block of (H, G, T, d) as (H, G n, d)."""
+    """Return a block of b queries of (H, G, n, d) as (H, G b, d)."""
     return q[:, :, block].reshape(len(q), -1, q.shape[3])
 
 

@@ -24,9 +24,10 @@ def answer_nll(base: BaseModel, pack: Pack) -> Tensor:
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
             logits_to_keep=pack.sources,
-            row_lengths=pack.lengths,
+            segment_lengths=pack.lengths,
+            segments_before=pack.before,
             use_cache=False,
         ).logits[0]  # (M, V)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = torch.nn.functional.cross_entropy(wide, pack.targets, reduction="none")  # (M,)
-    return losses.new_zeros(len(pack.lengths)).index_add(0, pack.owners, losses)
+    return losses.new_zeros(max(pack.rows) + 1).index_add(0, pack.owners, losses)

@@ -71,8 +71,8 @@ def training_memory(shape: BaseModel, jobs: Sequence[TrainJob], *, engine: Engin
         )
         moments = [torch.zeros_like(stack.parameters) for _ in range(2)]
         before = counted.now
-        pack = pack_rows(rows, device=shape.device)
-        stack.route([place % slots for place in range(len(rows))], pack.lengths, pack.people)
+        pack = pack_rows(rows, device=shape.device)  # as if no beginnings were shared
+        stack.route([row % slots for row in pack.rows], pack.lengths, pack.people)
         with attached(shape.model, stack):
             answer_nll(shape, pack).sum().backward()  # type: ignore[no-untyped-call]
         largest_pass = counted.peak - before

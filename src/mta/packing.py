@@ -7,9 +7,9 @@ Two layouts: a `Pack` puts rows one after the other in one sequence, without pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby, takewhile
 from typing import TypeVar
 
 import torch
@@ -48,19 +48,24 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Rows one after the other in one sequence of N tokens.
+    """Rows one after the other in one sequence of N tokens, which falls into segments.
 
-    A row's last answer token predicts nothing and is left out.
+    A segment is a row, or the beginning that some rows share, or the rest of a row that shares its beginning. A row's
+    last answer token predicts nothing and is left out.
     """
 
     input_ids: Tensor
     """(1, N) int64"""
     position_ids: Tensor
-    """(1, N) int64, starting again at 0 with each row"""
+    """(1, N) int64, each token's place in its row"""
     lengths: tuple[int, ...]
-    """Tokens of each row; their sum is N."""
+    """Tokens of each segment; their sum is N."""
+    before: tuple[int | None, ...]
+    """For each segment the one that its row begins with; None where it begins itself."""
+    rows: tuple[int, ...]
+    """The row each segment is of; of a shared beginning, the first that shares it."""
     people: tuple[int, ...]
-    """Whose each row is, see `TokenRow.person`."""
+    """Whose each segment is, see `TokenRow.person`."""
     sources: Tensor
     """(M,) int64: the positions in the sequence that predict an answer token"""
     targets: Tensor
@@ -69,25 +74,77 @@ class Pack:
     """(M,) int64: the row each answer token belongs to"""
 
 
-def pack_rows(rows: Sequence[TokenRow], *, device: torch.device | str) -> Pack:
+def pack_rows(
+    rows: Sequence[TokenRow], *, device: torch.device | str, adapters: Sequence[Hashable] | None = None
+) -> Pack:
     """Put rows one after the other.
 
     Args:
         rows: prompt and answer of each must not be empty.
         device: where the tensors go.
+        adapters: which adapter each row goes through. Neighbouring rows of one adapter and person then go together
+            through the tokens that all of them begin with, since what an adapter makes of them is the same; their
+            gradients add up there. None: each row goes alone.
     """
-    sequences = [(row.prompt + row.answer)[:-1] for row in rows]
-    ends = list(accumulate(map(len, sequences)))
-    sources = [place for row, end in zip(rows, ends, strict=True) for place in range(end - len(row.answer), end)]
+    segments = list(_segments(rows, range(len(rows)) if adapters is None else adapters))
+    ends = list(accumulate(len(segment.tokens) for segment in segments))
+    answers = [rows[segment.row].answer if segment.ends_row else () for segment in segments]
     return Pack(
-        input_ids=_integers([token for sequence in sequences for token in sequence], device)[None],
-        position_ids=_integers([place for sequence in sequences for place in range(len(sequence))], device)[None],
-        lengths=tuple(map(len, sequences)),
-        people=tuple(row.person for row in rows),
-        sources=_integers(sources, device),
+        input_ids=_integers([token for segment in segments for token in segment.tokens], device)[None],
+        position_ids=_integers([place for segment in segments for place in segment.places], device)[None],
+        lengths=tuple(len(segment.tokens) for segment in segments),
+        before=tuple(segment.before for segment in segments),
+        rows=tuple(segment.row for segment in segments),
+        people=tuple(rows[segment.row].person for segment in segments),
+        sources=_integers(
+            [place for answer, end in zip(answers, ends, strict=True) for place in range(end - len(answer), end)],
+            device,
+        ),
         targets=_integers([token for row in rows for token in row.answer], device),
         owners=_integers([index for index, row in enumerate(rows) for _ in row.answer], device),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    tokens: tuple[int, ...]
+    row: int
+    start: int = 0
+    """Place of the first token in its row."""
+    before: int | None = None
+    ends_row: bool = True
+
+    @property
+    def places(self) -> range:
+        return range(self.start, self.start + len(self.tokens))
+
+
+def _segments(rows: Sequence[TokenRow], adapters: Sequence[Hashable]) -> Iterator[_Segment]:
+    count = 0
+    for _, group in groupby(range(len(rows)), key=lambda index: (adapters[index], rows[index].person)):
+        members = list(group)
+        shared = shared_beginning([rows[index].prompt for index in members])
+        before = count if shared else None
+        if shared:
+            yield _Segment(rows[members[0]].prompt[:shared], members[0], ends_row=False)
+        for index in members:
+            tokens = rows[index].prompt + rows[index].answer
+            yield _Segment(tokens[shared:-1], index, start=shared, before=before)
+        count += len(members) + bool(shared)
+
+
+WORTH_SHARING = 8
+"""Tokens below which rows are not split for a common beginning."""
+
+
+def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens all prompts begin with, leaving at least one to each; 0 where it is not worth it."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # what these two share, all in between share
+    equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    shared = min(equal, *(len(prompt) - 1 for prompt in prompts))
+    return shared if shared >= WORTH_SHARING else 0
 
 
 def _integers(values: list[int], device: torch.device | str) -> Tensor:

@@ -61,14 +61,17 @@ class _RmsNorm(torch.autograd.Function):
 def lean_norms(model: nn.Module) -> Iterator[None]:
     """Let the model's normalisations go through `rms_norm` inside the block, wherever a CPU trains through them."""
     changed = [module for module in model.modules() if _is_rms_norm(module)]
-    own = [module.forward for module in changed]
+    before = [module.__dict__.get("forward") for module in changed]
     try:
-        for module, forward in zip(changed, own, strict=True):
-            module.forward = partial(_forward, module, forward)
+        for module in changed:
+            module.forward = partial(_forward, module, module.forward)
         yield
     finally:
-        for module in changed:
-            module.__dict__.pop("forward", None)
+        for module, forward in zip(changed, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
 
 
 def _forward(module: Any, own: Any, x: Tensor) -> Tensor:

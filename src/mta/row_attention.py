@@ -1,8 +1,9 @@
 """Attention for rows that stand one after the other in one sequence: each token sees its own row only.
 
-The rows are told apart by their lengths, so no mask is built and none of the work above the diagonal is done. The
-model's weights and its other layers are untouched: attention is exchanged for the length of a block, through the
-interface that transformers offers for it.
+The rows are told apart by the lengths of the sequence's segments, so no mask is built and none of the work above the
+diagonal is done. A segment may go on from another one, the beginning that several rows share: its tokens see that one
+too. The model's weights and its other layers are untouched: attention is exchanged for the length of a block, through
+the interface that transformers offers for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -31,7 +33,8 @@ def attend_within_rows(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    row_lengths: Sequence[int],
+    segment_lengths: Sequence[int],
+    segments_before: Sequence[int | None] | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
@@ -43,8 +46,9 @@ def attend_within_rows(
         query: (1, heads, N, d)
         key: (1, key heads, N, d); key heads divide heads.
         value: (1, key heads, N, d)
-        attention_mask: not used; the row lengths say everything.
-        row_lengths: tokens of each row, N together.
+        attention_mask: not used; the segments say everything.
+        segment_lengths: tokens of each segment, N together.
+        segments_before: for each segment the one that its row begins with; None: each is a row.
         scaling: factor on the scores; None is 1 / sqrt(d).
         sliding_window: a token sees this many of its row's last tokens, itself included; None is all of them.
         others: what else the model passes on.
@@ -57,21 +61,30 @@ def attend_within_rows(
     """
     if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
         raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
-    lengths = list(row_lengths)
-    rows = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attended = [_attend(q, k, v, scaling=scaling, window=sliding_window) for q, k, v in rows]
-    return torch.cat([row.transpose(1, 2) for row in attended], dim=1), None
+    queries, keys, values = (torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value))
+    attended = []
+    for index, before in enumerate(segments_before or [None] * len(queries)):
+        seen = [index] if before is None else [before, index]
+        k, v = (
+            torch.cat([part[i] for i in seen], dim=2) if before is not None else part[index] for part in (keys, values)
+        )
+        attended.append(_attend(queries[index], k, v, scaling=scaling, window=sliding_window))
+    return torch.cat([segment.transpose(1, 2) for segment in attended], dim=1), None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+    """Attend causally from the last tokens of a row, q (1, heads, n, d), to all of it, k and v (1, key heads, T, d)."""
     grouped = q.shape[1] != k.shape[1]
-    length = q.shape[2]
-    if window is None or length <= window:
-        if faster_in_blocks(q):
-            return attend_in_blocks(q, k, v, scaling=q.shape[-1] ** -0.5 if scaling is None else scaling)
+    n, length = q.shape[2], k.shape[2]
+    if window is not None and length > window:
+        seen = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n).triu(length - n + 1 - window)
+        return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
+    if faster_in_blocks(q, k):
+        return attend_in_blocks(q, k, v, scaling=q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if n == length:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
-    return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
+    last = causal_lower_right(n, length)
+    return scaled_dot_product_attention(q, k, v, attn_mask=last, scale=scaling, enable_gqa=grouped)
 
 
 AttentionInterface.register(NAME, attend_within_rows)
@@ -79,7 +92,7 @@ AttentionInterface.register(NAME, attend_within_rows)
 
 @contextmanager
 def rows_apart(model: Any) -> Iterator[None]:
-    """Let the model's attention keep rows apart inside the block; its forward pass then needs `row_lengths`."""
+    """Let the model's attention keep rows apart inside the block; its forward pass needs `segment_lengths`."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -110,7 +123,7 @@ def check_rows_stay_apart(model: Any) -> None:
     try:
         with rows_apart(model):
             packed = model(
-                input_ids=torch.cat(rows, dim=1), position_ids=positions, row_lengths=lengths, use_cache=False
+                input_ids=torch.cat(rows, dim=1), position_ids=positions, segment_lengths=lengths, use_cache=False
             ).logits
     except TypeError as error:
         raise _mixes_rows(model) from error

@@ -2,7 +2,7 @@
 
 Bank anchors, the population adapter, adaptation and every trained rival are `TrainJob`s. Users wait in a queue for one
 of S slots; in every round each live user's next update is collected, all their rows are packed into common batches
-without padding, and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
+without padding (what all rows of one user begin with goes in once), and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
 
 Why a user gets the same adapter in any company:
 - the loss is a sum over users of each user's own mean over the answer tokens of its own update;
@@ -52,7 +52,7 @@ class Trained:
     updates: int
     """Updates made."""
     tokens: int
-    """Tokens (prompt and answer, without padding) that went forward and backward."""
+    """Tokens of all rows trained on, prompt and answer; beginnings that rows share are counted for each."""
     losses: tuple[float, ...]
     """Mean loss per answer token of every update, in nats, before the update."""
     held_out_losses: tuple[float, ...]
@@ -274,8 +274,9 @@ class _Engine:
         packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.tokens_per_batch)
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
             for part in packs:
-                pack = pack_rows([row for _, row in part], device=self.base.device)
-                self.stack.route([live.slot for live, _ in part], pack.lengths, pack.people)
+                slots = [live.slot for live, _ in part]
+                pack = pack_rows([row for _, row in part], device=self.base.device, adapters=slots)
+                self.stack.route([slots[row] for row in pack.rows], pack.lengths, pack.people)
                 nll = answer_nll(self.base, pack)  # (rows,)
                 if weights is not None:
                     counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
