@@ -61,7 +61,7 @@ def slow_cost(base: BaseModel, bank: Bank, match: Match, own: Sequence[TokenRow]
 def slow_search(base: BaseModel, bank: Bank, match: Match, own: Sequence[TokenRow], config: SearchConfig) -> Match:
     """The evolution strategy, one candidate at a time."""
     generator = torch.Generator().manual_seed(stable_seed(config.seed, "weights", match.user_id))
-    best, lowest, step = match, slow_cost(base, bank, match, own, config.penalty), 1.5 * config.step
+    best, lowest, step = match, slow_cost(base, bank, match, own, config.penalty), config.step
     for _ in range(config.budget):
         change = torch.randn(len(best.weights), generator=generator, dtype=torch.float64).tolist()
         moved = [weight + step * by for weight, by in zip(best.weights, change, strict=True)]

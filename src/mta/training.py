@@ -2,7 +2,8 @@
 
 Bank anchors, the population adapter, adaptation and every trained rival are `TrainJob`s. Users wait in a queue for one
 of S slots; in every round each live user's next update is collected, all their rows are packed into common batches
-without padding (what all rows of one user begin with goes in once), and each user's slot makes its own AdamW step. A finished user's slot goes to the next in the queue.
+without padding (what all rows of one user begin with goes in once), and each user's slot makes its own AdamW step. A
+finished user's slot goes to the next in the queue.
 
 Why a user gets the same adapter in any company:
 - the loss is a sum over users of each user's own mean over the answer tokens of its own update;

@@ -2,8 +2,8 @@
 
 An alternative to Eq. 6 in the manner of LoraHub and PriME: no gradients, a few forward passes over the user's own
 leave-one-out examples, weights that may be negative and need not sum to 1. The search is a (1+1) evolution strategy
-that starts from the weights of Eq. 6, so that it never ends worse than these on the user's history. Queries play no
-part. Users are searched in shared batches; draws depend on the user's id alone.
+that starts from the weights of Eq. 6 and ends with none that cost more: loss on the user's history plus a penalty on
+their size. Queries play no part. Users are searched in shared batches; draws depend on the user's id alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _Search:
     step: float
     weights: Tensor
     """(K,) the best so far"""
-    cost: float = float("inf")
+    cost: float | None = None
+    """What they cost; None before they are judged."""
 
     def candidate(self, limit: float) -> Tensor:
         change = torch.randn(len(self.weights), generator=self.generator, dtype=torch.float64)
@@ -60,7 +61,9 @@ class _Search:
 
     def judge(self, weights: Tensor, cost: float) -> None:
         """Keep a better candidate; the step follows the one-fifth rule (Rechenberg 1973)."""
-        if cost < self.cost:
+        if self.cost is None:  # the start is no success
+            self.cost = cost
+        elif cost < self.cost:
             self.weights, self.cost = weights, cost
             self.step *= 1.5
         else:

@@ -156,7 +156,7 @@ def diverged_run(films: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("diverged") / "run"
     methods = ("--method", "mta", "--method", "adapt-only", "--method", "merged-only")
     done = good("run", "lamp-2", *films.both, *QUICK, *methods, "--adapt-lr", 1e30, "--out", folder)
-    assert "Not adapted: mta 2 users (training diverged); adapt-only 2 users (training diverged)." in done.out
+    assert "Not adapted: 2 users (training diverged) of mta, adapt-only." in done.out
     return folder
 
 
@@ -164,7 +164,7 @@ def test_a_diverged_adapter_is_said_and_never_served(diverged_run: Path, films: 
     scores = json.loads((diverged_run / "scores.json").read_text())
     said = {name: method["not_adapted"] for name, method in scores["methods"].items()}
     assert said == {"mta": {"training diverged": 2}, "adapt-only": {"training diverged": 2}, "merged-only": {}}
-    assert scores["run"]["not adapted"].startswith("mta 2 users (training diverged)")
+    assert scores["run"]["not adapted"] == "2 users (training diverged) of mta, adapt-only"
     assert "training diverged" in (diverged_run / "table.md").read_text()
     assert "training diverged" in (diverged_run / "report.html").read_text()
     done = good("export", diverged_run, "--user", "dan", "--out", tmp_path / "mta")

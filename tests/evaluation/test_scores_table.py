@@ -204,8 +204,8 @@ def test_who_was_not_adapted_and_what_was_cut_stands_below_the_table() -> None:
     scores["methods"]["adapt-only"] = {"metrics": {}, "not_adapted": {"no training example": 1, "training diverged": 2}}
     del scores["methods"]["majority"]["not_adapted"]  # as in files of earlier versions
     notes = [
-        "Not adapted: mta 3 users (training diverged); "
-        "adapt-only 3 users (no training example: 1, training diverged: 2).",
+        "Not adapted: 3 users (training diverged) of mta; 1 user (no training example) of adapt-only; "
+        "2 users (training diverged) of adapt-only.",
         "Prompts cut to fit the model: base 1,200 in answering; mta 1 in answering and 12 in training.",
     ]
     assert method_notes(scores) == notes

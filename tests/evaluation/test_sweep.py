@@ -57,6 +57,10 @@ def test_fixed_weights_stand_beside_those_of_the_similarity(tmp_path: Path) -> N
     nll = {name: method["metrics"]["nll"] for name, method in scores["methods"].items()}
     assert len(set(nll.values())) > 2
     assert read_json(tmp_path / "scores.json") == scores
+    pairs = {(row["a"], row["b"]) for row in scores["comparisons"]}
+    assert pairs == {(AS_ASKED, "0"), (AS_ASKED, "0.5"), (AS_ASKED, "1")}
+    assert all("p_holm" in row for row in scores["comparisons"])
+    assert f"{AS_ASKED} - 0.5" in (tmp_path / "table.md").read_text()
 
 
 def test_one_bank_serves_all_points_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
@@ -67,6 +71,7 @@ def test_one_bank_serves_all_points_and_a_second_call_trains_nothing(tmp_path: P
     assert not [stage for stage in heard.stages if stage.startswith("answers")]
     more, heard = swept(tmp_path, "top-k", (1, 2, 3))
     assert [stage for stage in heard.stages if stage.startswith("answers")] == ["answers of 3"]
+    assert {(row["a"], row["b"]) for row in more["comparisons"]} == {("1", "2"), ("1", "3")}
     assert more["methods"]["2"]["metrics"] == again["methods"]["2"]["metrics"]
 
 

@@ -9,7 +9,7 @@ POPULATION = "population"
 """The control that a personalized method must beat: one adapter for everybody."""
 SWAPPED = "swapped-user"
 """The control that takes another person's adapter."""
-WITHOUT_BANK = (
+WITHOUT_MERGING = (
     "base",
     "majority",
     "nearest",
@@ -20,7 +20,7 @@ WITHOUT_BANK = (
     "population-adapt",
     "population-matched-adapt",
 )
-"""Controls that reach what they reach without a bank of anchors."""
+"""Controls that reach what they reach without merging anchors."""
 ONE_THING_ELSE = (
     "random-anchors",
     "uniform-weights",
@@ -29,7 +29,7 @@ ONE_THING_ELSE = (
     SWAPPED,
 )
 """Controls that are merge-then-adapt but for one thing, which shows what that thing is worth."""
-CONTROLS = (*WITHOUT_BANK, *ONE_THING_ELSE)
+CONTROLS = (*WITHOUT_MERGING, *ONE_THING_ELSE)
 """Methods that show what is gained without personalization, or without the method's own idea."""
 FORMS = (
     "mta",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,7 +58,6 @@ def growth(
     from mta.tasks import get_task
 
     found = get_task(task)
-    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(
         pool,
         targets,
@@ -72,14 +69,13 @@ def growth(
         skip_malformed=skip_malformed,
         queries_per_user=queries_per_user,
     )
-    notes |= people.notes
     folder = out or Path("runs") / f"growth-{found.task_id}"
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=("mta",))
         result = measure_growth(
-            people.pool, people.targets, config, folder, users=users, base=model, notes=notes, progress=progress
+            people.pool, people.targets, config, folder, users=users, base=model, notes=people.notes, progress=progress
         )
     if as_json:
         show_json(result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mta.cli.display import note
 from mta.cli.settings import TINY
+from mta.data.lamp import outputs_path
 from mta.data.read import read_users
 from mta.errors import NotFound
+from mta.files import sha256_file
 from mta.progress import Progress
 from mta.records import User
 from mta.tasks.task import Task
@@ -52,7 +56,7 @@ class People:
     pool: list[User]
     targets: list[User]
     notes: dict[str, Any]
-    """For the run card: who was left out."""
+    """For the run card: the command, the files, who was left out."""
 
 
 def load_people(
@@ -68,7 +72,11 @@ def load_people(
     queries_per_user: int,
 ) -> People:
     """Read pool and targets as the options of a run say, and say on standard error what was left out."""
-    notes: dict[str, Any] = {}
+    files = {"pool": pool, "targets": targets, "answers": golds or outputs_path(targets)}
+    notes: dict[str, Any] = {
+        "command": shlex.join(["mta", *sys.argv[1:]]),
+        "SHA-256 of the files": {name: sha256_file(path) for name, path in files.items() if path.is_file()},
+    }
     served = load_users(
         targets,
         task,

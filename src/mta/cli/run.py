@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -106,7 +104,6 @@ def run(
     _check_layout(layout, names)
     _check_repeats(seeds, layout, once)
     _check_once(once or (), names, found)
-    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(
         pool,
         targets,
@@ -118,7 +115,6 @@ def run(
         skip_malformed=skip_malformed,
         queries_per_user=queries_per_user,
     )
-    notes |= people.notes
     folder = out or Path("runs") / f"{found.task_id}-{safe_name(Path(base).name)}"
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
@@ -131,7 +127,7 @@ def run(
                 seeds=tuple(range(plan.adapt.seed, plan.adapt.seed + seeds)),
                 once=tuple(name for name in once or () if name in SETS or fits(name, found)),
             )
-        result = run_all(people.pool, people.targets, config, folder, base=model, notes=notes, progress=progress)
+        result = run_all(people.pool, people.targets, config, folder, base=model, notes=people.notes, progress=progress)
     if layout:
         from mta.evaluation.reference_layout import write_reference_layout
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -64,7 +62,6 @@ def sweep(
     from mta.tasks import get_task
 
     found = get_task(task)
-    notes: dict[str, Any] = {"command": shlex.join(["mta", *sys.argv[1:]])}
     people = load_people(
         pool,
         targets,
@@ -76,7 +73,6 @@ def sweep(
         skip_malformed=skip_malformed,
         queries_per_user=queries_per_user,
     )
-    notes |= people.notes
     folder = out or Path("runs") / f"sweep-{found.task_id}-{over}"
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
@@ -91,7 +87,7 @@ def sweep(
             values=value or (),
             method=method,
             base=model,
-            notes=notes,
+            notes=people.notes,
             progress=progress,
         )
     if as_json:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mta.errors import DataError
 from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
-from mta.evaluation.table import basis_line, metric_name, metric_title
+from mta.evaluation.table import basis_line, comparison_rows, metric_name, metric_title
 from mta.files import safe_name
 
 MEGABYTE, MINUTE = 1e6, 60.0
@@ -98,8 +98,21 @@ def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: st
         y_title=metric_title(metric),
         lines=(Line(name=str(sweep["method"]), points=tuple(point for point in points if point)),),
         reference=Line(name=_unchanged(scores, asked), points=(asked,), colour=1) if asked else None,
-        note=basis_line(scores),
+        note=f"{basis_line(scores)} {certain_differences(scores, metric)}".strip(),
     )
+
+
+def certain_differences(scores: Mapping[str, Any], metric: str) -> str:
+    """Say which points of a sweep are better or worse than the one they are compared with; "" without tests."""
+    rows = [row for row in comparison_rows(scores) if row["metric"] == metric_title(metric)]
+    if not rows:
+        return ""
+    found = {
+        word: ", ".join(row["b"] for row in rows if row["verdict"] == f"{row[side]} better")
+        for word, side in (("better", "b"), ("worse", "a"))
+    }
+    told = "; ".join(f"{word}: {points}" for word, points in found.items() if points)
+    return f"Against {rows[0]['a']}, paired tests over people (Holm): {told or 'no certain difference'}."
 
 
 def _unchanged(scores: Mapping[str, Any], point: Point) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mta.baselines.roles import WITHOUT_BANK, is_control
+from mta.baselines.roles import WITHOUT_MERGING, is_control
 from mta.errors import ConfigError, DataError
 from mta.evaluation.scores_file import check_scores, finite, interval_of
 from mta.evaluation.statistics import MEASURES
@@ -108,12 +108,12 @@ def plot_layout(scores: Mapping[str, Any], metric: str) -> PlotLayout:
 
 
 def best_control(scores: Mapping[str, Any], metric: str) -> str | None:
-    """Name the best control of those that need no bank, by its point estimate; None where none has the metric."""
+    """Name the best control of those that merge no anchors, by its point estimate; None where none has the metric."""
     if metric not in MEASURES:
         return None
     values = {
         name: value
-        for name in WITHOUT_BANK
+        for name in WITHOUT_MERGING
         if (value := finite(scores["methods"].get(name, {}).get("metrics", {}).get(metric))) is not None
     }
     best = max if MEASURES[metric].higher_is_better else min
@@ -124,7 +124,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
     """Draw one metric of a run to `path`, as PNG, SVG or PDF by its ending.
 
     A dot is a point estimate, a line its 95 % interval over people; controls are hollow and grey, and the
-    dashed line marks the best of those that need no bank.
+    dashed line marks the best of those that merge no anchors.
 
     Raises:
         ConfigError: the ending is none of the three.
@@ -162,7 +162,7 @@ def interval_plot(path: Path, scores: Mapping[str, Any], metric: str, *, title: 
 def _key(methods: Mapping[str, Any], control: str | None) -> str:
     """Say what the marks of a picture mean, as far as it has them."""
     hollow = "hollow: controls" if any(map(is_control, methods)) else ""
-    dashed = f"dashed: {control}, the best control without a bank" if control else ""
+    dashed = f"dashed: {control}, the best control without merging" if control else ""
     return "; ".join(filter(None, ["Lines: 95 % intervals over people", hollow, dashed]))
 
 

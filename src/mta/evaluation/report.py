@@ -42,6 +42,7 @@ from mta.evaluation.table import (
     seed_sd,
     shown_costs,
     slice_tables,
+    unparted_line,
 )
 from mta.files import write_text
 
@@ -225,6 +226,7 @@ def _run_view(scores: Mapping[str, Any]) -> dict[str, Any]:
         "released_line": READING,
         "slices": [_slice_view(table) for table in slice_tables(scores)],
         "slices_line": SLICES_LINE,
+        "unparted": unparted_line(scores),
         "statements": comparability(scores),
     }
 

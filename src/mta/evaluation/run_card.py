@@ -15,6 +15,7 @@ from mta.config import to_dict
 from mta.data.people import PersonRule, rule_for
 from mta.data.splits import answers_in_own_history, seen_answers
 from mta.evaluation.run_config import RunConfig
+from mta.evaluation.scores_file import finite
 from mta.evaluation.table import cut_prompts, not_adapted
 from mta.personalize import Resources
 from mta.records import User
@@ -54,6 +55,11 @@ def run_card(
         "not adapted": not_adapted(scores) or "nobody",
         "prompts cut to fit the model": cut_prompts(scores) or "none",
         "wall seconds of this call": round(seconds, 1),
+        "seconds of all calls": {
+            "banks": round(sum(bank.train_seconds for bank in banks), 1),
+            "users' training": _summed(scores, "train_seconds"),
+            "answers": _summed(scores, "predict_seconds"),
+        },
         "base model": {"name": base.name, "fingerprint": base.fingerprint, "dtype": str(base.dtype)},
         "settings": to_dict(config),
         "versions": versions(),
@@ -72,6 +78,12 @@ def leak_check(pool: Sequence[User], targets: Sequence[User], rule: PersonRule) 
         f"no target person in the pool (compared by {compared}); {len(seen)} of {count} queries stand in a pool "
         "history with their answer, which this task allows: see the slices by texts seen"
     )
+
+
+def _summed(scores: Mapping[str, Any], cost: str) -> float:
+    """Add a cost up over the methods, each of which has the mean of its seeds."""
+    per_seed = max(1, len(scores["seeds"]))
+    return round(sum(per_seed * (finite(method.get(cost)) or 0.0) for method in scores["methods"].values()), 1)
 
 
 def _each(values: Iterable[str | int]) -> str | int:

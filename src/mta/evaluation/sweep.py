@@ -1,5 +1,7 @@
 """One setting varied, everything else equal: figures 3 to 6 of the paper, with the same statistics as any run.
 
+Every point is compared, by the paired test, with the point that changes nothing, or else with the lowest value.
+
     sweep/bank/             one bank for all points; of another size it lies in points/<value>/bank
           anchors/          trained anchors that banks of several sizes share
           points/<value>/   settings and adapters of one point
@@ -33,7 +35,7 @@ from mta.evaluation.run import open_run
 from mta.evaluation.run_card import run_card
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
-from mta.evaluation.table import csv_table, markdown_table
+from mta.evaluation.table import csv_table, markdown_comparisons, markdown_table
 from mta.files import write_json, write_text
 from mta.folder_lock import alone_in_folder
 from mta.merging import check_weights
@@ -198,6 +200,7 @@ def run_sweep(
         base, had[label] = resources.base, resources
         records[label] = method_record(label, asked, targets, resources, folder)
     rows = [records[label] for label in points]
+    reference, *others = [AS_ASKED] * sweep.reference + [label for label in points if label != AS_ASKED]
     task = config.task
     scores = build_scores(
         task.task_id,
@@ -207,6 +210,7 @@ def run_sweep(
         metrics=task.metrics,
         labels=task.labels,
         people=person_names(targets, rule=rule_for(task.task_id)),
+        comparisons=[(reference, label) for label in others],
     )
     scores["sweep"] = {
         "over": over,
@@ -304,5 +308,7 @@ def _points(
 def _write(folder: Path, scores: dict[str, Any], records: Sequence[MethodRecord]) -> None:
     write_predictions(folder / "predictions.jsonl", {record.name: record.predictions for record in records})
     write_json(folder / SCORES, scores)
-    write_text(folder / "table.md", markdown_table(scores) + "\n")
+    write_text(
+        folder / "table.md", "\n".join(filter(None, [markdown_table(scores), markdown_comparisons(scores)])) + "\n"
+    )
     write_text(folder / "table.csv", csv_table(scores))

@@ -87,10 +87,8 @@ def markdown_slices(scores: Mapping[str, Any]) -> str:
     Raises:
         DataError: `scores` is not the content of a scores.json.
     """
-    tables = slice_tables(check_scores(scores))
-    if not tables:
-        return ""
-    parts = []
+    tables, unparted = slice_tables(check_scores(scores)), unparted_line(scores)
+    parts = [f"{markdown_text(unparted)}\n"] if unparted else []
     for table in tables:
         head = ["method", *(markdown_text(f"{label}, {title}") for label in table.labels for title in table.metrics)]
         rows = [
@@ -99,7 +97,7 @@ def markdown_slices(scores: Mapping[str, Any]) -> str:
         ]
         sizes = markdown_text("; ".join(f"{label} ({size})" for label, size in table.labels.items()))
         parts.append(f"By {markdown_text(table.partition)}: {sizes}.\n\n{markdown_grid(head, rows)}\n")
-    return "\n".join([*parts, f"{SLICES_LINE}\n"])
+    return "\n".join([*parts, *([f"{SLICES_LINE}\n"] if tables else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ class SliceTable:
 
 
 def slice_tables(scores: Mapping[str, Any]) -> list[SliceTable]:
-    """Lay out the slices of a run; [] where it has none."""
+    """Lay out the slices of a run, but for partitions that part nothing; [] where it has none."""
     shown = shown_metrics(scores)
     metrics = [*shown[:1], *(name for name in shown[1:] if name == "nll")]
     return [
@@ -134,8 +132,19 @@ def slice_tables(scores: Mapping[str, Any]) -> list[SliceTable]:
             },
         )
         for partition, entries in (scores.get("slices") or {}).items()
-        if entries
+        if len(entries) > 1
     ]
+
+
+def unparted_line(scores: Mapping[str, Any]) -> str:
+    """Say of the partitions that have a single slice what all queries are; "" where there are none."""
+    found = [
+        f"by {partition} all are one slice, {label}"
+        for partition, entries in (scores.get("slices") or {}).items()
+        if len(entries) == 1
+        for label in entries
+    ]
+    return f"Not sliced: {'; '.join(found)}." if found else ""
 
 
 def _size(entry: Mapping[str, Any]) -> str:
@@ -272,15 +281,14 @@ def chosen_on_pool(scores: Mapping[str, Any]) -> str:
 
 def not_adapted(scores: Mapping[str, Any]) -> str:
     """Name the methods that answered users without an adapter of their own, with how many and why; "" for none."""
-    parts = []
+    found: dict[tuple[str, int], list[str]] = {}
     for name, method in scores["methods"].items():
-        reasons = {
-            str(why): number for why, count in (method.get("not_adapted") or {}).items() if (number := finite(count))
-        }
-        if reasons:
-            listed = ", ".join(f"{why}: {number}" if len(reasons) > 1 else why for why, number in reasons.items())
-            parts.append(f"{name} {_count(sum(reasons.values()), 'user', 'users')} ({listed})")
-    return "; ".join(parts)
+        for why, count in (method.get("not_adapted") or {}).items():
+            if number := finite(count):
+                found.setdefault((str(why), int(number)), []).append(name)
+    return "; ".join(
+        f"{_count(number, 'user', 'users')} ({why}) of {', '.join(names)}" for (why, number), names in found.items()
+    )
 
 
 def cut_prompts(scores: Mapping[str, Any]) -> str:
