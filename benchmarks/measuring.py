@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from mta.files import write_json, write_text
@@ -27,17 +28,21 @@ from mta.runtime import versions
 Times = dict[str, list[float]]
 """Seconds of every turn, by way."""
 
-BUSY = 0.5
-"""Load average above which a machine counts as doing something else."""
+BUSY = 10.0
+"""Percent of all processors above which a machine counts as doing something else."""
+LOOK_S = 3.0
+"""Seconds that are looked at."""
 
 
 def refuse_busy(*, anyway: bool) -> None:
     """End the script where something else is running, unless told to measure anyway."""
-    load = os.getloadavg()[0]
-    if load > BUSY and not anyway:
+    if anyway:
+        return
+    used = psutil.cpu_percent(interval=LOOK_S)
+    if used > BUSY:
         raise SystemExit(
-            f"the load average is {load:.2f}: something else runs here, and times would mean little; "
-            "wait a minute and try again, or pass --anyway"
+            f"{used:.0f} % of the processors are in use: something else runs here, and times would mean little; "
+            "stop it and try again, or pass --anyway"
         )
 
 

@@ -18,25 +18,8 @@ from mta.evaluation.scores_file import shown_metrics
 from mta.evaluation.table import capped_items, markdown_table, metric_title
 from mta.files import read_json, write_text
 
-HEAD = """# Results: real users, a small real model
-
-SmolLM2-135M on two CPU cores: LaMP-3, LaMP-5 and the figures in bfloat16 on a machine that has bf16 products (AVX-512),
-the other tables in fp32 on one without. The bank is built from the pool users of each task, the
-scores are of the target users; people are told apart by their histories. The users are real, but not those of published
-LaMP tables, so **these scores compare methods with each other, not with any paper**. What they say in words, and what
-the statistics assume: [../evaluation.md](../evaluation.md). What each row is: [../rivals.md](../rivals.md). Settings:
-the preset `small`, chosen on pool users ([small_preset.md](small_preset.md)).
-
-The same as one page with intervals, plots, comparisons and slices: [report.html](report.html); the paper's tables 1 to
-4 with these numbers: [tables](tables). Made by `benchmarks/tables.sh`, the figures by `benchmarks/figures.sh` and
-`benchmarks/growth.sh`, gathered by `benchmarks/results.sh`. The row `per-pcs-task` came after the tables of LaMP-1 to 4
-were made and is in that of LaMP-5 only. LaMP-5 was trained in four calls whose adapters were put into one folder, the
-last of which is the command below; `population-matched-adapt` and `per-pcs-task` are by later code, which differs by
-rounding. The row "leak check" of the cards of LaMP-1 to 4 was computed anew from the data after the runs.
-Times were taken beside other work on the same machine: read them as upper bounds.
-Figure 7, answers to one person side by side,
-is left out because it would print people's texts; `mta report RUN --user ID --targets FILE` makes it from a run.
-"""
+HEAD = Path(__file__).with_name("results_head.md")
+"""What stands above the tables."""
 
 
 def overview(found: Sequence[Mapping[str, Any]]) -> str:
@@ -102,7 +85,9 @@ def main() -> None:
     costs = [growth(path) for path in sorted(folder.glob("figures/*/growth.json"))]
     figures = ["## Figures 2 to 6", *costs, *sweeps] if costs or sweeps else []
     write_text(
-        folder / "README.md", "\n\n".join([HEAD.rstrip(), overview(found), *map(section, found), *figures]) + "\n"
+        folder / "README.md",
+        "\n\n".join([HEAD.read_text(encoding="utf-8").rstrip(), overview(found), *map(section, found), *figures])
+        + "\n",
     )
 
 

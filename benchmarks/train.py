@@ -6,8 +6,6 @@ Every case trains some people's adapters with the same model, rows, initial valu
 AdamW; the last losses of all ways are asserted to agree before any time is reported. The ways, and the floor beneath
 all of them, are described in `training_peers.py`. Without --data, invented people are used. Cases already in the folder
 are left as they are, so that a stopped run goes on.
-
-`--peak WAY` runs one way once and prints the peak memory of its process.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from mta.data.read import read_users
 from mta.files import read_json
 from mta.lora.adapter import Adapter, AdapterSum, Factors, Recipe
 from mta.packing import TokenRow
-from mta.runtime import keep_freed_memory, peak_rss_bytes
+from mta.runtime import keep_freed_memory
 from mta.tasks import get_task
 from mta.training import train
 from mta.training_plan import TrainJob
@@ -39,7 +37,8 @@ from training_peers import HfTrainer, Losses, PeftLoop, bare, trained_tokens
 
 PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
 HEADLINE = "lamp-2"
-PLAIN, BEST, PACKED, TRAINER, ENGINE, FLOOR = "peft plain", "peft best", "peft packed", "hf trainer", "engine", "floor"
+PLAIN, BEST, PACKED, TRAINER, ENGINE = "peft plain", "peft best", "peft packed", "hf trainer", "engine"
+FLOOR, WHOLE_FLOOR = "floor", "floor, whole rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +162,7 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], repeats: int)
     for way in case.ways:
         ways[way] = partial(keep, way, partial(peer, base, jobs, way))
     ways[FLOOR] = partial(bare, base, jobs, engine)
+    ways[WHOLE_FLOOR] = partial(bare, base, jobs, engine, whole=True)
     times = take_turns(ways, repeats=repeats)
     # bfloat16 rounds every way's sums differently; what is compared is a loss over a few tokens
     require_equal(losses, tolerance=1e-3 if case.dtype == "float32" else 5e-2)
@@ -176,6 +176,7 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], repeats: int)
         "ratios": {
             **{f"engine vs {way}": ratio(times, way, ENGINE) for way in case.ways},
             "floor / engine": ratio(times, FLOOR, ENGINE),
+            "floor, whole rows / engine": ratio(times, WHOLE_FLOOR, ENGINE),
         },
     }
 
@@ -202,13 +203,9 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peak", choices=[ENGINE, PLAIN, BEST, TRAINER])
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.peak:
-        peak(options)
-        return
     for name in options.case or CASES:
         out = options.out / f"{name}.json" if options.out else None
         if out and out.exists():
@@ -225,20 +222,6 @@ def main() -> None:
             {**result, "base": options.base, "machine": before, "load after": machine()["load"]},
             page_of(name, result),
         )
-
-
-def peak(options: argparse.Namespace) -> None:
-    """Run one way of one case and print the peak memory of this process."""
-    name = (options.case or [HEADLINE])[0]
-    if options.peak == ENGINE:
-        keep_freed_memory()  # as the command line does; the peers are run as people run them
-    base = load_base_model(options.base, dtype=CASES[name].dtype)
-    jobs = make_jobs(base, CASES[name], options.data)
-    if options.peak == ENGINE:
-        run_engine(base, jobs, EngineConfig(slots=8))
-    else:
-        peer(base, jobs, options.peak)
-    print(f"{options.peak}, {name}: peak memory {(peak_rss_bytes() or 0) / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 - `PeftLoop("best")`: the strongest variant of that loop: the whole update in one batch, logits of answer positions.
 - `PeftLoop("packed")`: PEFT's layers over this package's forward pass (rows packed without padding), user by user.
 - `HfTrainer`: the Trainer of transformers, one per user.
-- `bare`: the floor: forward and backward of the base model without any adapter, on the very packs the engine makes.
+- `bare`: the floor: forward and backward of the base model without any adapter, on the very packs the engine makes, or
+  on packs of whole rows, in which users' common beginnings are not shared.
 
 All start from the engine's initial A and take its order of examples, learning rates and clipping. What lies beneath an
 adapter is added to the base weights, as PEFT's users do, and taken off again.
@@ -48,14 +49,19 @@ def trained_tokens(jobs: Sequence[TrainJob]) -> int:
     return sum(len(row) for job in jobs for step in range(job.total) for row in update_rows(job, step))
 
 
-def bare(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -> None:
-    """Run the base model forward and backward, with gradients to the embeddings, as the engine packs the work."""
+def bare(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, *, whole: bool = False) -> None:
+    """Run the base model forward and backward, with gradients to the embeddings, as the engine packs the work.
+
+    With `whole`, every row goes through by itself, the beginning that a user's rows share included.
+    """
     for step in range(max(job.total for job in jobs)):
-        rows = [row for job in jobs if step < job.total for row in update_rows(job, step)]
-        for part in fill_packs(rows, len, tokens_per_batch=engine.tokens_per_batch):
+        work = [(job.job_id, row) for job in jobs if step < job.total for row in update_rows(job, step)]
+        for part in fill_packs(work, lambda item: len(item[1]), tokens_per_batch=engine.tokens_per_batch):
+            names, rows = zip(*part, strict=True)
+            pack = pack_rows(rows, device=base.device, adapters=None if whole else names)
             embeddings = base.model.get_input_embeddings()
             handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-            answer_nll(base, pack_rows(part, device=base.device)).sum().backward()  # type: ignore[no-untyped-call]
+            answer_nll(base, pack).sum().backward()  # type: ignore[no-untyped-call]
             handle.remove()
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks that need a GPU or processes of their own run everywhere, small."""
+"""Benchmarks run everywhere, small: those that need a GPU, processes of their own, or reach into the engine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
     ("words", "wanted"),
     [
         (("gpu.py", "--shape", "tiny", "--device", "cpu", "--users", "2", "--items", "8", "--repeats", "1"), "floor"),
+        (("ablations.py", "--base", "tiny-random", "--case", "lamp-2", "--repeats", "1", "--anyway"), "time / engine"),
+        (("peak_memory.py", "--base", "tiny-random", "--case", "lamp-2"), "more than at the start"),
         (("process_per_user.py", "--base", "tiny-random", "--users", "1", "--repeats", "1", "--anyway"), "users/s"),
     ],
-    ids=["gpu", "process-per-user"],
+    ids=["gpu", "ablations", "peak-memory", "process-per-user"],
 )
 def test_it_runs_and_finds_equal_losses(words: tuple[str, ...], wanted: str, tmp_path: Path) -> None:
     done = subprocess.run(

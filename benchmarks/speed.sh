@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Everything in docs/results/speed, on an idle machine; about four hours on two cores. GPU figures: gpu.py.
+#
+#   benchmarks/speed.sh DATA
+#
+# DATA as for tables.sh. What is there already is left as it is, so that a stopped call goes on.
+set -euo pipefail
+
+data=$1
+here=$(cd "$(dirname "$0")/.." && pwd)
+out=$here/docs/results/speed
+export HF_HUB_OFFLINE=1
+
+measure() { # measure FILE SCRIPT OPTIONS...
+  local file=$out/$1 script=$2
+  shift 2
+  [ -e "$file" ] || "$here/.venv/bin/python" "$here/benchmarks/$script" "$@"
+}
+
+for case in lamp-2-bf16 lamp-2 lamp-2-1-user lamp-2-64-users lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors \
+  lamp-2-anchors-qv lamp-5 lamp-5-bf16 synthetic; do
+  measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
+done
+for dtype in bfloat16 float32; do
+  measure "infer/all-$dtype.json" infer.py --dtype "$dtype" --out "$out/infer"
+done
+measure infer/qv-bfloat16.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
+for case in lamp-2-bf16 lamp-2; do
+  measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
+done
+measure process_per_user.json process_per_user.py --data "$data" --dtype bfloat16 --out "$out"
+measure peak_memory.json peak_memory.py --data "$data" --out "$out"
+measure scale.json scale.py --out "$out"
+measure store.json store.py --folder "${TMPDIR:-/tmp}" --out "$out"
+"$here/.venv/bin/python" "$here/benchmarks/speed_page.py" "$here/docs/results"

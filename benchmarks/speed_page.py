@@ -1,0 +1,107 @@
+"""Gather the measured speeds of docs/results/speed: the headline ratios as JSON, all tables on one page.
+
+    python benchmarks/speed_page.py docs/results
+
+Reads the JSON and Markdown files that `speed.sh` and `gpu.py` leave in `speed/` and writes `speed.json` and
+`speed/README.md`. Nothing is computed here but minima over cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mta.files import read_json, write_json, write_text
+
+HEADLINE = "lamp-2-bf16"
+"""The case of `train.py` whose ratios stand for all."""
+USERS_IN_A_BATCH = 32
+COMMANDS = "benchmarks/speed.sh DATA"
+
+PARTS = ("train", "ablations", "infer", "gpu", ".")
+"""Folders of pages, in the order of the page."""
+
+
+def train_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ratios of one case of `train.py`, by their names in speed.json."""
+    names = {
+        "engine vs peft plain": "train_vs_peft_plain",
+        "engine vs peft best": "train_vs_peft_best",
+        "engine vs peft packed": "train_vs_peft_packed",
+        "engine vs hf trainer": "train_vs_hf_trainer",
+        "floor / engine": "train_over_floor",
+        "floor, whole rows / engine": "train_over_floor_of_whole_rows",
+    }
+    return {name: result["ratios"][key] for key, name in names.items() if key in result["ratios"]}
+
+
+def infer_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ratios of one file of `infer.py` for the batch that stands for all."""
+    (batch,) = (one for one in result["batches"] if one["users"] == USERS_IN_A_BATCH)
+    names = {
+        "base / engine": "infer_over_base",
+        "engine vs peft adapter_names": "infer_vs_peft_adapter_names",
+        "engine vs merge per user": "infer_vs_merge_per_user",
+    }
+    return {name: batch["ratios"][key] for key, name in names.items()}
+
+
+def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
+    """Read a file of results, if it is there."""
+    path = folder / name
+    return read_json(path) if path.exists() else None
+
+
+def headline(folder: Path) -> dict[str, Any]:
+    """Return the content of speed.json."""
+    ratios: dict[str, float] = {}
+    others: dict[str, dict[str, float]] = {}
+    machines: dict[str, Any] = {}
+    for path in sorted((folder / "train").glob("*.json")):
+        result = read_json(path)
+        (ratios if path.stem == HEADLINE else others.setdefault(f"train {path.stem}", {})).update(train_ratios(result))
+        machines[f"train/{path.name}"] = result["machine"]
+    if single := found_in(folder, "process_per_user.json"):
+        ratios["train_vs_process_per_user"] = single["ratios"]["engine vs process per user"]
+        machines["process_per_user.json"] = single["machine"]
+    for path in sorted((folder / "infer").glob("*.json")):
+        result = read_json(path)
+        (ratios if path.stem == "all-bfloat16" else others.setdefault(f"infer {path.stem}", {})).update(
+            infer_ratios(result)
+        )
+        machines[f"infer/{path.name}"] = result["machine"]
+    for path in sorted((folder / "gpu").glob("*.json")):
+        result = read_json(path)
+        others[f"gpu {path.stem}, {result['device']}"] = result["ratios"]
+    return {
+        "ratios": ratios,
+        "what": f"train: case {HEADLINE} of benchmarks/train.py, time of the other way divided by the engine's; "
+        "train_over_floor and infer_over_base: the bare base model's time divided by the engine's; "
+        f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers",
+        "other_cases": others,
+        "machine": machines.get(f"train/{HEADLINE}.json", {}),
+        "load_before": {name: found["load"] for name, found in machines.items()},
+        "commands": [COMMANDS],
+    }
+
+
+def page(folder: Path) -> str:
+    """Return all tables, one after the other."""
+    paths = [path for part in PARTS for path in sorted((folder / part).glob("*.md")) if path.name != "README.md"]
+    head = f"# Speed and memory, all tables\n\n`{COMMANDS}`; in words: [../../performance.md](../../performance.md)."
+    return "\n\n".join([head, *(path.read_text(encoding="utf-8").strip() for path in paths)]) + "\n"
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    write_json(folder / "speed.json", headline(folder / "speed"))
+    write_text(folder / "speed" / "README.md", page(folder / "speed"))
+
+
+if __name__ == "__main__":
+    main()
