@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mta.evaluation.formats import metric_title
+from mta.evaluation.notes import capped_items
 from mta.evaluation.scores_file import shown_metrics
-from mta.evaluation.table import capped_items, markdown_table, metric_title
+from mta.evaluation.table import markdown_table
 from mta.files import read_json, write_text
 
 HEAD = Path(__file__).with_name("results_head.md")

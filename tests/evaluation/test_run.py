@@ -25,11 +25,12 @@ from mta.config import (
 from mta.data.splits import answers_in_own_history
 from mta.errors import ConfigError, DataError, ModelError, NotFound
 from mta.evaluation.export import load_user
+from mta.evaluation.formats import format_score
 from mta.evaluation.predict import predict
 from mta.evaluation.restore import read_settings
 from mta.evaluation.run import RunResult, run
 from mta.evaluation.run_config import DEFAULT_METHODS, RunConfig
-from mta.evaluation.table import format_score, markdown_comparisons, markdown_slices
+from mta.evaluation.table import markdown_comparisons, markdown_slices
 from mta.files import read_json
 from mta.lora.adapter import recipe
 from mta.merging import merge_cat, merge_distance

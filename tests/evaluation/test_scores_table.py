@@ -10,24 +10,15 @@ from typing import Any
 import pytest
 
 from mta.errors import DataError, NotFound
+from mta.evaluation.formats import format_cost, format_p, format_score
 from mta.evaluation.marks import best_methods, is_proven, second_methods
+from mta.evaluation.notes import comparison_line, method_notes
 from mta.evaluation.released_table import markdown_released, released_grid
 from mta.evaluation.report import comparability, render_report
 from mta.evaluation.scores import MethodRecord, build_scores, planned_comparisons
 from mta.evaluation.scores_file import check_scores, finite, shown_metrics
 from mta.evaluation.statistics import holm
-from mta.evaluation.table import (
-    comparison_line,
-    comparison_rows,
-    csv_table,
-    format_cost,
-    format_p,
-    format_score,
-    markdown_comparisons,
-    markdown_slices,
-    markdown_table,
-    method_notes,
-)
+from mta.evaluation.table import comparison_rows, csv_table, markdown_comparisons, markdown_slices, markdown_table
 from mta.files import read_json, write_json
 from mta.records import Prediction
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from mta.errors import ConfigError, DataError, NotFound
+from mta.evaluation.measures import MEASURES, measure_names
 from mta.evaluation.statistics import (
-    MEASURES,
     holm,
-    measure_names,
     paired_difference,
     require_same_queries,
     score_predictions,

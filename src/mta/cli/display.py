@@ -61,21 +61,10 @@ def show_scores(scores: Mapping[str, Any]) -> None:
     """Print one run's scores: a table in a terminal, Markdown into a file or pipe."""
     import sys
 
+    from mta.evaluation.formats import COST_TITLES, format_cost, metric_title
+    from mta.evaluation.notes import marks_line, method_notes, reading_line, rows_are, run_line
     from mta.evaluation.scores_file import shown_metrics
-    from mta.evaluation.table import (
-        COST_TITLES,
-        MERGES_APART,
-        format_cost,
-        markdown_comparisons,
-        markdown_table,
-        marks_line,
-        method_notes,
-        metric_title,
-        reading_line,
-        rows_are,
-        run_line,
-        shown_costs,
-    )
+    from mta.evaluation.table import MERGES_APART, markdown_comparisons, markdown_table, shown_costs
 
     apart = scores.get("run", {}).get(MERGES_APART)
     merges = [f"{MERGES_APART}: {apart}"] if apart else []
@@ -95,9 +84,10 @@ def show_scores(scores: Mapping[str, Any]) -> None:
 def _score(scores: Mapping[str, Any], name: str, metric: str) -> Text:
     from rich.text import Text
 
+    from mta.evaluation.formats import format_interval, format_score
     from mta.evaluation.marks import best_methods, is_proven, second_methods
     from mta.evaluation.scores_file import finite, interval_of
-    from mta.evaluation.table import format_interval, format_score, seed_sd
+    from mta.evaluation.table import seed_sd
 
     method = scores["methods"][name]
     style = "bold" if name in best_methods(scores, metric) else ""

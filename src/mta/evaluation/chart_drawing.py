@@ -13,8 +13,8 @@ from typing import Any
 
 from mta.errors import DataError
 from mta.evaluation.figures import Chart, Line, Point
+from mta.evaluation.formats import format_interval, format_score
 from mta.evaluation.plots import nice_ticks, padded, picture_format, plain_text, tick_text, write_figure
-from mta.evaluation.table import format_interval, format_score
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46

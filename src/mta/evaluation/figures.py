@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mta.errors import DataError
+from mta.evaluation.formats import metric_name, metric_title
+from mta.evaluation.notes import basis_line
 from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
-from mta.evaluation.table import basis_line, comparison_rows, metric_name, metric_title
+from mta.evaluation.table import comparison_rows
 from mta.files import safe_name
 
 MEGABYTE, MINUTE = 1e6, 60.0

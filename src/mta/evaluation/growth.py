@@ -33,9 +33,9 @@ from mta.baselines.oppu import OppuConfig, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE, to_dict
 from mta.errors import ConfigError, DataError
 from mta.evaluation.folders import GROWTH, are_of, read_earlier, refuse_other_results
+from mta.evaluation.formats import format_cost
 from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
-from mta.evaluation.table import format_cost
 from mta.files import folder_if_used, read_json, safe_name, sha256_json, write_json, write_text
 from mta.folder_lock import alone_in_folder
 from mta.merging import Match

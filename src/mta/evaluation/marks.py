@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mta.evaluation.measures import MEASURES
 from mta.evaluation.scores_file import finite
-from mta.evaluation.statistics import MEASURES
 
 SIGNIFICANT = 0.05
 """Corrected p-values below this count."""

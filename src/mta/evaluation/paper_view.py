@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mta.evaluation.formats import DASH, format_score, metric_title
 from mta.evaluation.marks import is_proven
+from mta.evaluation.measures import MEASURES
+from mta.evaluation.notes import basis_line
 from mta.evaluation.paper_tables import ABLATIONS, RIVALS, TABLE_1, TABLE_2, TABLE_3, TABLE_4, Numbers
 from mta.evaluation.plots import best_control
 from mta.evaluation.scores_file import check_scores, finite
-from mta.evaluation.statistics import MEASURES
-from mta.evaluation.table import DASH, basis_line, format_score, metric_title
 
 PAPER_BASE = "llama-3-8b-instruct"
 OTHER_BASE = (

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from mta.baselines.roles import WITHOUT_MERGING, is_control
 from mta.errors import ConfigError, DataError
+from mta.evaluation.formats import format_interval, format_score, metric_title
+from mta.evaluation.measures import MEASURES
+from mta.evaluation.notes import run_line
 from mta.evaluation.scores_file import check_scores, finite, interval_of
-from mta.evaluation.statistics import MEASURES
-from mta.evaluation.table import format_interval, format_score, metric_title, run_line
 from mta.files import write_bytes
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mta.errors import DataError
+from mta.evaluation.formats import format_score
 from mta.evaluation.markdown import markdown_grid, markdown_text
 from mta.evaluation.scores_file import finite
-from mta.evaluation.table import format_score
 
 TITLES: Mapping[str, str] = {
     "accuracy": "Acc", "f1": "F1 over labels that occur", "mae": "MAE", "rmse": "RMSE", "rouge_1": "R-1, stemmed",

@@ -19,26 +19,17 @@ from mta.characters import whole_characters
 from mta.errors import DataError
 from mta.evaluation.chart_drawing import chart_layout
 from mta.evaluation.figures import Chart
+from mta.evaluation.formats import COST_TITLES, format_cost, format_interval, format_score, metric_name, metric_title
 from mta.evaluation.marks import best_methods, is_proven, judged_method, opponents_of, second_methods
+from mta.evaluation.notes import basis_line, comparison_line, marks_line, method_notes, reading_line
 from mta.evaluation.paper_view import paper_tables
 from mta.evaluation.plots import plot_layout
 from mta.evaluation.released_table import READING, released_grid
 from mta.evaluation.scores_file import check_scores, finite, interval_of, shown_metrics
 from mta.evaluation.table import (
-    COST_TITLES,
     SLICES_LINE,
     SliceTable,
-    basis_line,
-    comparison_line,
     comparison_rows,
-    format_cost,
-    format_interval,
-    format_score,
-    marks_line,
-    method_notes,
-    metric_name,
-    metric_title,
-    reading_line,
     seed_sd,
     shown_costs,
     slice_tables,

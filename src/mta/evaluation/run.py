@@ -44,13 +44,7 @@ from mta.evaluation.run_card import run_card
 from mta.evaluation.run_config import JUDGED, RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
-from mta.evaluation.table import (
-    MERGES_APART,
-    csv_table,
-    markdown_comparisons,
-    markdown_slices,
-    markdown_table,
-)
+from mta.evaluation.table import MERGES_APART, csv_table, markdown_comparisons, markdown_slices, markdown_table
 from mta.files import folder_if_used, read_json, write_json, write_text
 from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter

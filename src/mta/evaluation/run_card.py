@@ -14,9 +14,9 @@ from mta.bank import Bank
 from mta.config import to_dict
 from mta.data.people import PersonRule, rule_for
 from mta.data.splits import answers_in_own_history, seen_answers
+from mta.evaluation.notes import cut_prompts, not_adapted
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.scores_file import finite
-from mta.evaluation.table import cut_prompts, not_adapted
 from mta.personalize import Resources
 from mta.records import User
 from mta.runtime import versions

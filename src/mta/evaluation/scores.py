@@ -18,9 +18,9 @@ from typing import Any
 
 from mta.baselines.roles import POPULATION, is_rival
 from mta.errors import DataError, unknown_name
+from mta.evaluation.measures import MEASURES
 from mta.evaluation.scores_file import COSTS, finite
 from mta.evaluation.statistics import (
-    MEASURES,
     RESAMPLES,
     Scores,
     count_people,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mta.errors import DataError
-from mta.evaluation.statistics import MEASURES
+from mta.evaluation.measures import MEASURES
 
 HEADER = ("task", "base", "seeds", "people", "queries", "methods")
 COSTS = ("updates_per_user", "adapter_bytes_per_user", "shared_train_seconds", "train_seconds", "predict_seconds")

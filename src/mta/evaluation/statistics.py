@@ -17,8 +17,6 @@ Example:
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,32 +24,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mta.errors import ConfigError, DataError, unknown_name
-from mta.metrics import METRICS, Array, Metric, mean_of_sums, pooled_statistics
+from mta.errors import ConfigError, DataError
+from mta.evaluation.measures import MEASURES, find_measure, measure_names
+from mta.metrics import Array
 from mta.records import Prediction
-
-logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 QueryKey = tuple[str, str]
 """User id and query id."""
-
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
 CELLS_PER_BLOCK = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One thing to read off predictions: a metric and the part of a `Prediction` it looks at."""
-
-    name: str
-    title: str
-    higher_is_better: bool
-    rows: Callable[[Sequence[Prediction], Sequence[str]], Array | None]
-    """(N predictions, labels) -> (N, S) rows that may be summed, or None where the predictions lack the part."""
-    value: Callable[[Array], Array]
-    """(..., S) sums of rows -> (...) scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,84 +65,6 @@ class Difference:
     """Two-sided paired permutation p-value over people, not corrected for other comparisons."""
     people: int
     queries: int
-
-
-def _text_rows(metric: Metric, predictions: Sequence[Prediction], labels: Sequence[str]) -> Array:
-    golds = [prediction.gold for prediction in predictions]
-    return pooled_statistics(metric, [prediction.text for prediction in predictions], golds, labels=labels)
-
-
-def _label_rows(metric: Metric, predictions: Sequence[Prediction], labels: Sequence[str]) -> Array | None:
-    chosen = [prediction.label for prediction in predictions if prediction.label is not None]
-    if not _complete("label", len(chosen), len(predictions)):
-        return None
-    return pooled_statistics(metric, chosen, [prediction.gold for prediction in predictions], labels=labels)
-
-
-def _nll_rows(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array | None:
-    """(N, 2) rows of nats and answer tokens, whose sums give nats per token."""
-    known = [
-        (prediction.nll, prediction.nll_tokens)
-        for prediction in predictions
-        if prediction.nll is not None and math.isfinite(prediction.nll) and prediction.nll_tokens > 0
-    ]
-    return np.array(known, dtype=np.float64) if _complete("nll", len(known), len(predictions)) else None
-
-
-def _complete(part: str, known: int, wanted: int) -> bool:
-    """Tell whether all predictions have the part; a score over some of them would compare unequal queries."""
-    if 0 < known < wanted:
-        logger.warning("%s left out: only %d of %d predictions have a usable one", part, known, wanted)
-    return known == wanted
-
-
-def _on_text(metric: Metric) -> Measure:
-    return Measure(
-        metric.name,
-        metric.title,
-        metric.higher_is_better,
-        lambda predictions, labels: _text_rows(metric, predictions, labels),
-        metric.value,
-    )
-
-
-def _on_label(metric: Metric, title: str) -> Measure:
-    return Measure(
-        f"label_{metric.name}",
-        title,
-        metric.higher_is_better,
-        lambda predictions, labels: _label_rows(metric, predictions, labels),
-        metric.value,
-    )
-
-
-MEASURES: dict[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        *(_on_text(metric) for metric in METRICS.values()),
-        _on_label(METRICS["accuracy"], "label acc"),
-        _on_label(METRICS["mae"], "label MAE"),
-        Measure("nll", "NLL", False, _nll_rows, mean_of_sums),
-    )
-}
-
-
-def measure_names(metrics: Sequence[str]) -> list[str]:
-    """List what is measured for a task with these official metrics: they, label scores, and NLL."""
-    extras = ["label_accuracy"] if {"accuracy", "mae"} & set(metrics) else []
-    extras += ["label_mae"] if "mae" in metrics else []
-    return list(dict.fromkeys([*metrics, *extras, "nll"]))
-
-
-def find_measure(name: str) -> Measure:
-    """Return the measure called `name`.
-
-    Raises:
-        NotFound: there is none; the message lists those that exist.
-    """
-    if name not in MEASURES:
-        raise unknown_name("metric", name, MEASURES)
-    return MEASURES[name]
 
 
 def person_of(prediction: Prediction, people: Mapping[str, str] | None = None) -> str:
