@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
+from mta.lora.routed_linear import Layer, Route, Stretch, routed_linear, routed_linears, stretches
 
 D_IN, D_OUT, RANK = 5, 7, 3
 
@@ -83,3 +83,38 @@ def test_fixed_factors_collect_nothing_and_pass_the_gradient_on():
     y = routed_linear(x, weight, None, [Route(0, 4, A, B)])
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(gradient, (weight + B @ A).sum(dim=0).expand(1, 4, D_IN), atol=1e-12)
+
+
+@pytest.mark.parametrize("used", [(True, True, True), (True, False, True)], ids=["all used", "one left out"])
+def test_layers_together_give_what_each_gives_alone(used: tuple[bool, ...]):
+    """Unequal widths and ranks, one with a fixed A, one with nothing to collect; gradients of the input add up."""
+    x, places = draw(1, 9, D_IN, seed=0), [(0, 4), (4, 9)]
+    widths, ranks = (7, 2, 4), (3, 1, 2)
+
+    def make() -> tuple[list[Layer], list[torch.Tensor]]:
+        layers, collected = [], []
+        for number, (d_out, rank) in enumerate(zip(widths, ranks, strict=True)):
+            routes = []
+            for place, (start, stop) in enumerate(places):
+                A, B = draw(rank, D_IN, seed=10 * number + place), draw(d_out, rank, seed=50 + 10 * number + place)
+                gradient_A = torch.zeros(rank, D_IN).double() if number == 0 else None
+                gradient_B = torch.zeros(d_out, rank).double() if number != 2 else None
+                collected += [one for one in (gradient_A, gradient_B) if one is not None]
+                routes.append(Route(start, stop, A, B, gradient_A, gradient_B, 1.5))
+            layers.append(Layer(draw(d_out, D_IN, seed=90 + number), None, routes))
+        return layers, collected
+
+    def losses(ys):
+        return sum(((y**2).sum() for y, wanted in zip(ys, used, strict=True) if wanted), torch.zeros(()).double())
+
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    alone, apart = make()
+    ys = [routed_linear(one, layer.weight, layer.bias, layer.routes) for layer in alone]
+    losses(ys).backward()
+    layers, together = make()
+    zs = routed_linears(two, layers)
+    losses(zs).backward()
+    assert all(torch.allclose(y, z, atol=1e-12) for y, z in zip(ys, zs, strict=True))
+    assert torch.allclose(one.grad, two.grad, atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(apart, together, strict=True))
+    assert sum(float(part.abs().sum()) > 0 for part in together) >= 4

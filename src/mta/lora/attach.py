@@ -10,14 +10,14 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
 
 from mta.errors import AdapterError, ConfigError
-from mta.lora.stacked import Stack
+from mta.lora.stacked import GroupingStack, Stack
 
 
 def linear_shapes(model: nn.Module, target_modules: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -58,10 +58,11 @@ def attached(model: nn.Module, stack: Stack) -> Iterator[None]:
     """
     changed: list[nn.Linear] = []
     try:
-        for name in stack.module_names:
-            linear = _linear(model, name)
-            linear.forward = partial(_forward, stack, name, linear)  # type: ignore[method-assign]
-            changed.append(linear)
+        for names in _groups(stack):
+            group = _Group(stack, {name: _linear(model, name) for name in names})
+            for name, linear in group.linears.items():
+                linear.forward = partial(group.forward, name)  # type: ignore[method-assign]
+                changed.append(linear)
         yield
     finally:
         for linear in changed:
@@ -83,5 +84,39 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def _forward(stack: Stack, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
-    return stack.linear(name, x, linear.weight, linear.bias)
+SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+"""Layers of one block that read the same input, by the last part of their names."""
+
+
+def _groups(stack: Stack) -> list[list[str]]:
+    """Return the stack's layers, those that read the same input together where the stack makes use of it."""
+    found: dict[tuple[str, object], list[str]] = {}
+    for name in stack.module_names:
+        block, _, last = name.rpartition(".")
+        family = next((place for place, names in enumerate(SAME_INPUT) if last in names), last)
+        found.setdefault((block, family if isinstance(stack, GroupingStack) else last), []).append(name)
+    return list(found.values())
+
+
+class _Group:
+    """Layers that read the same input: the first one called computes the outputs of all."""
+
+    def __init__(self, stack: Stack, linears: Mapping[str, nn.Linear]) -> None:
+        self.linears = dict(linears)
+        self._stack = stack
+        self._together = stack if isinstance(stack, GroupingStack) and len(linears) > 1 else None
+        self._input: Tensor | None = None
+        self._outputs: dict[str, Tensor] = {}
+
+    def forward(self, name: str, x: Tensor) -> Tensor:
+        """Return one layer's output."""
+        if self._together is None:
+            linear = self.linears[name]
+            return self._stack.linear(name, x, linear.weight, linear.bias)
+        if x is not self._input or name not in self._outputs:
+            weights = {other: (linear.weight, linear.bias) for other, linear in self.linears.items()}
+            self._input, self._outputs = x, self._together.linears(x, weights)
+        y = self._outputs.pop(name)
+        if not self._outputs:
+            self._input = None
+        return y

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, AdapterSum
-from mta.lora.routed_linear import Route, Stretch, routed_linear, stretches
+from mta.lora.routed_linear import Layer, Route, Stretch, routed_linears, stretches
 from mta.seeds import stable_seed
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -36,6 +36,14 @@ class Stack(Protocol):
 
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the module's output for `x (batch, T, d_in)`, (batch, T, d_out), each row's delta included."""
+
+
+@runtime_checkable
+class GroupingStack(Stack, Protocol):
+    """A stack that does better with layers that read the same input when it is given them together."""
+
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """Return the output of each of the modules named in `weights` (weight and bias), as `linear` does of one."""
 
 
 class RoutedStack(Stack, Protocol):
@@ -253,9 +261,16 @@ class TrainableStack:
 
         Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
         """
-        check_routed(self._stretches, x, module)
-        routes = [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]
-        return routed_linear(x, weight, bias, routes)
+        return self.linears(x, {module: (weight, bias)})[module]
+
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """Return the outputs of layers that read the same input; see `linear`."""
+        check_routed(self._stretches, x, next(iter(weights)))
+        layers = [Layer(weight, bias, self._routes(module)) for module, (weight, bias) in weights.items()]
+        return dict(zip(weights, routed_linears(x, layers), strict=True))
+
+    def _routes(self, module: str) -> list[Route]:
+        return [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]
 
     def export(self, slot: int, values: Tensor | None = None) -> dict[str, Tensor]:
         """Return a slot's trained part as the tensors of a finished adapter (scaling folded into B), on the CPU.
