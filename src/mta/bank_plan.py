@@ -124,6 +124,8 @@ def _select(
 ) -> AnchorSelection:
     """Choose anchors among the users who have a history; their indices count the whole pool."""
     places = [index for index, user in enumerate(pool) if user.history]
+    if not pool:
+        raise DataError("no pool user is left; give a pool of other people than the targets")
     if not places:
         raise DataError(f"none of the {len(pool)} pool users has a history; give a pool with histories")
     users, wanted = [pool[place] for place in places], config.anchors

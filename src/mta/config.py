@@ -99,8 +99,8 @@ class AnchorConfig:
     """An anchor must have MORE history items than this; a cluster whose most active user has not is dropped."""
     encoder: str = "deberta-v3-large"
     """Encoder of the item vectors: a short name from `mta models`, a hub id or a path."""
-    seed: int = 0
-    """Seed of k-means."""
+    seed: int = 42
+    """Seed of k-means; as that of training, so that a run has one."""
     n_init: int = 10
     """Restarts of k-means, pinned because scikit-learn's default has changed between releases."""
     max_iter: int = 3000
@@ -227,6 +227,11 @@ class MergeConfig:
         _require_one_of(self, "weights", WEIGHTS)
         _require_above_zero(self, "temperature")
         _require(0 <= self.first_weight <= 1, f"first_weight is {self.first_weight}; it must be from 0 to 1")
+        _require(
+            self.weights == "fixed" or self.first_weight == MergeConfig.first_weight,
+            f"first_weight is {self.first_weight}, and weights is {self.weights!r}, which makes no use of it; "
+            "take weights 'fixed' (--weights fixed)",
+        )
         _require(math.isfinite(self.scale), f"scale is {self.scale}; it must be finite")
 
 

@@ -67,14 +67,14 @@ def seen(rows: list[TokenRow], config: TrainConfig) -> int:
     share=st.floats(0.3, 12),
     epochs=st.integers(1, 4),
 )
-def test_planned_tokens_are_the_wanted_ones_up_to_an_update(
+def test_planned_tokens_are_the_wanted_ones_up_to_one_and_a_half_updates(
     count: int, batch_size: int, drop_last: bool, share: float, epochs: int
 ) -> None:
     rows = [TokenRow(tuple(range(3, 20)), (5, 1))] * count  # equal lengths: what is left is rounding to whole updates
     wanted = round(share * sum(map(len, rows)))
     config = same_tokens(TrainConfig(batch_size=batch_size, drop_last=drop_last, epochs=epochs), rows, wanted)
     one_update = 19 * min(batch_size, count)
-    assert abs(seen(rows, config) - wanted) <= one_update
+    assert abs(seen(rows, config) - wanted) <= 1.5 * one_update  # half of one, and an epoch's last may be a short one
     assert total_updates(count, config) >= 1
 
 

@@ -288,7 +288,7 @@ def test_break_even_is_the_first_number_of_users_that_costs_less(bank: int, own:
     for row in break_even(invented(bank, own, other)):
         assert row["users"] == wanted
         assert (row["bank"], row["mta_per_user"], row["oppu_per_user"]) == (bank, own, other)
-        assert f"from {wanted} users on" in row["statement"]
+        assert f"from {wanted} user{'s' * (wanted > 1)} on" in row["statement"]
         assert ("beyond the 10 measured" in row["statement"]) == (wanted > 10)
 
 

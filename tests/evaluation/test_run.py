@@ -317,7 +317,9 @@ def test_scores_of_other_settings_are_not_replaced_without_a_word(
 ) -> None:
     folder = copied(first, tmp_path / "run")
     run(*small_world(), replace(CONFIG, methods=("base", "majority")), folder)
-    assert not caplog.records, "fewer rows are no other settings"
+    assert "no longer has nearest" in caplog.text
+    assert "their answers stay" in caplog.text
+    assert "other settings" not in caplog.text
     run(*small_world(), replace(CONFIG, methods=("base",), top_k=1), folder)
     assert f"{folder} holds scores of other settings, which will be replaced: top_k 2 -> 1" in caplog.text
 

@@ -164,8 +164,11 @@ def test_other_weights_by_hand():
     powers = [math.exp(s / 0.1) for s in MATCH.similarities]
     assert weights_of(weights="softmax", temperature=0.1) == pytest.approx([p / sum(powers) for p in powers])
     one = Match("u", ("a",), (0.4,), (1.0,))
-    for name in ("similarity", "softmax", "uniform", "fixed"):
-        assert weights_of(one, weights=name, first_weight=0.3) == [1.0]
+    for name in ("similarity", "softmax", "uniform"):
+        assert weights_of(one, weights=name) == [1.0]
+    assert weights_of(one, weights="fixed", first_weight=0.3) == [1.0]
+    with pytest.raises(ConfigError, match="makes no use of it"):
+        weights_of(weights="uniform", first_weight=0.3)
 
 
 def test_inverted_weights_give_the_closer_anchor_the_smaller_one():

@@ -52,12 +52,13 @@ def growth(
     Each is trained with adapters on all linear layers and on query and value alone. Goes on where a killed call
     stopped; further numbers of users can be added by calling it again.
     """
+    from mta.tasks import get_task
+
+    found = get_task(task)  # before the slow imports
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.folders import GROWTH
     from mta.evaluation.growth import markdown_growth, measure_growth
-    from mta.tasks import get_task
 
-    found = get_task(task)
     people = load_people(
         pool,
         targets,

@@ -89,13 +89,14 @@ def run(
 
     Goes on where a killed call stopped. A changed setting never reuses a stale part.
     """
+    from mta.tasks import get_task
+
+    found = get_task(task)  # before the slow imports
     from mta.baselines.methods import SETS, beside_priors, fits, methods_for, over_task_adapter
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import run as run_all
     from mta.evaluation.run_config import DEFAULT_METHODS
-    from mta.tasks import get_task
 
-    found = get_task(task)
     names = tuple(methods_for(found, method or DEFAULT_METHODS))
     if task_adapt == "population":
         names = tuple(over_task_adapter(names))

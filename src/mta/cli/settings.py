@@ -55,6 +55,8 @@ class Setting:
     panel: str
     """Heading in the help."""
     choices: tuple[str, ...] = ()
+    note: str = ""
+    """What the field's own help does not say."""
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ class Setting:
         kind: Any = get_type_hints(self.owner)[self.field]
         if self.choices:
             kind = Literal[self.choices]
-        text = field_help(self.owner, self.field).replace("[", "\\[")
+        text = f"{field_help(self.owner, self.field)} {self.note}".strip().replace("[", "\\[")
         flags = f"{self.flag}/--no-{self.name.replace('_', '-')}" if kind is bool else self.flag
         metavar = "" if kind is bool else METAVARS.get(kind, "NAME")
         option = typer.Option(flags, help=text, metavar=metavar, rich_help_panel=self.panel, show_default=False)
@@ -175,11 +177,14 @@ def tiny_encoders(bank: BankConfig) -> BankConfig:
 
 _TRAINED = ("bank.train", "bank.population_train")
 _BOTH = (*_TRAINED, "adapt")
+_SHARED = "Of the anchors, and of adapters trained on everybody."
 
 BANK_SIZE = Setting("--bank-size", AnchorConfig, "bank_size", ("bank.anchors",), "Bank")
 MIN_HISTORY = Setting("--min-history", AnchorConfig, "min_history", ("bank.anchors",), "Bank")
 ENCODER = Setting("--encoder", AnchorConfig, "encoder", ("bank.anchors",), "Bank")
-SEED = Setting("--seed", TrainConfig, "seed", (*_BOTH, "bank.anchors"), "Training")
+SEED = Setting(
+    "--seed", TrainConfig, "seed", (*_BOTH, "bank.anchors"), "Training", note="Of k-means and of the options as well."
+)
 TOP_K = Setting("--top-k", MatchConfig, "top_k", ("match",), "Matching and merging")
 MERGE = (
     Setting("--merge", MergeConfig, "mode", ("merge",), "Matching and merging", ("cat", "linear")),
@@ -204,16 +209,16 @@ BANK = (
     ENCODER,
     Setting("--match-encoder", MatchConfig, "encoder", ("bank.match",), "Bank"),
     Setting("--document", MatchConfig, "document", ("bank.match",), "Bank", ("item_mean", "first512")),
-    Setting("--bank-epochs", TrainConfig, "epochs", _TRAINED, "Bank"),
-    Setting("--bank-lr", TrainConfig, "lr", _TRAINED, "Bank"),
-    Setting("--bank-rank", TrainConfig, "rank", _TRAINED, "Bank"),
-    Setting("--bank-min-updates", TrainConfig, "min_updates", _TRAINED, "Bank"),
-    Setting("--bank-batch-size", TrainConfig, "batch_size", _TRAINED, "Bank"),
-    Setting("--bank-held-out-share", TrainConfig, "held_out_share", _TRAINED, "Bank"),
-    Setting("--bank-patience", TrainConfig, "patience", _TRAINED, "Bank"),
+    Setting("--bank-epochs", TrainConfig, "epochs", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-lr", TrainConfig, "lr", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-rank", TrainConfig, "rank", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-min-updates", TrainConfig, "min_updates", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-batch-size", TrainConfig, "batch_size", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-held-out-share", TrainConfig, "held_out_share", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-patience", TrainConfig, "patience", _TRAINED, "Bank", note=_SHARED),
     Setting("--bank-train-a", TrainConfig, "train_a", ("bank.train",), "Bank"),
     Setting("--shared-init", BankConfig, "shared_init", ("bank",), "Bank"),
-    Setting("--max-items", TrainConfig, "max_items", _TRAINED, "Bank"),
+    Setting("--max-items", TrainConfig, "max_items", _TRAINED, "Bank", note=_SHARED),
     Setting("--population-beneath", BankConfig, "population_beneath", ("bank",), "Bank"),
     Setting("--history-k", PromptConfig, "history_k", ("bank.prompts",), "Prompts"),
     Setting("--history-words", PromptConfig, "history_words", ("bank.prompts",), "Prompts"),

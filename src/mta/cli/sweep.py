@@ -57,11 +57,12 @@ def sweep(
 
     Goes on where a killed call stopped; further values can be added by calling it again.
     """
-    from mta.cli.loading import load_base, load_people
-    from mta.evaluation.sweep import run_sweep
     from mta.tasks import get_task
 
-    found = get_task(task)
+    found = get_task(task)  # before the slow imports
+    from mta.cli.loading import load_base, load_people
+    from mta.evaluation.sweep import run_sweep
+
     people = load_people(
         pool,
         targets,

@@ -359,7 +359,7 @@ def _break_even(measure: str, ours: Sequence[Mapping[str, Any]], theirs: Sequenc
     does, shown = ("trains in less time", TIME) if measure == "seconds" else ("stores less", SIZE)
     costs = f"{format_cost(shown, bank)} once and {format_cost(shown, own)} a user against {format_cost(shown, other)}"
     beyond = f", beyond the {mta['users']} measured" if users and users > mta["users"] else ""
-    when = f"from {users} users on{beyond}" if users else "for no number of users"
+    when = f"from {users} {'user' if users == 1 else 'users'} on{beyond}" if users else "for no number of users"
     if not apart:
         when = "for no number of users that can be told, as the costs of a user overlap between groups"
     return {

@@ -34,9 +34,7 @@ SAME_BASE = (
     "as people, prompts and settings are the same too, which the run card and table 4 show; the paper gives no "
     "intervals."
 )
-MARKS = (
-    "Bold: best of the columns shown, underlined: second best; an asterisk as in the full table. Smaller: the paper."
-)
+MARKS = "Marked: best and second best of the columns shown; an asterisk as in the full table."
 BEST_CONTROL = "best control"
 """Column that the paper lacks: what is reached without merging anchors."""
 CONTROL_MARK = "The best control, of those that merge no anchors, is not ranked with the methods; the paper has none."

@@ -35,7 +35,7 @@ from mta.encoders import load_encoder
 from mta.errors import ConfigError, DataError
 from mta.evaluation.answers import method_record
 from mta.evaluation.cases import build_cases
-from mta.evaluation.folders import CONFIG, SCORES, deciding, refuse_other_results
+from mta.evaluation.folders import CONFIG, SCORES, deciding, read_earlier, refuse_other_results
 from mta.evaluation.predictions_file import write_predictions
 from mta.evaluation.released_scores import released_scores
 from mta.evaluation.released_table import markdown_released
@@ -118,7 +118,18 @@ def run(
         **run_card(config, [part.resources for part in parts], targets, scores, time.monotonic() - started),
         MERGES_APART: _merges_apart(parts),
     }
+    _say_what_is_left_out(folder, methods)
     return _write_results(folder, scores, list(parts[0].records.values()), targets, task)
+
+
+def _say_what_is_left_out(folder: Path, methods: Sequence[str]) -> None:
+    earlier = read_earlier(folder / SCORES).get("methods")
+    if isinstance(earlier, dict) and (missing := [name for name in earlier if name not in methods]):
+        log.warning(
+            "the table in %s no longer has %s; their answers stay, and --method brings a row back",
+            folder,
+            ", ".join(missing),
+        )
 
 
 def _possible(methods: Sequence[str], task: Task, targets: Sequence[User]) -> list[str]:
