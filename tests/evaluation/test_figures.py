@@ -67,16 +67,14 @@ def compared(point: str, *, low: float, high: float, p: float) -> dict[str, Any]
 
 def test_the_note_names_the_points_that_differ_for_certain() -> None:
     scores = sweep_scores({"0": 0.2, "0.5": 0.3, "0.9": 0.9, "1": 0.4}, asked=0.35)
-    assert sweep_charts(scores)[0].note == "base tiny-random, seed 42: 3 people, 9 queries."
+    assert sweep_charts(scores)[0].tests == ""
     unclear = [compared("0.5", low=-0.1, high=0.2, p=0.01), compared("1", low=0.1, high=0.2, p=0.06)]
     scores["comparisons"] = unclear
-    assert sweep_charts(scores)[0].note.endswith(
-        "Against as asked, paired tests over people (Holm): no certain difference."
-    )
+    assert sweep_charts(scores)[0].tests == "Against the dashed line, paired tests (Holm): no certain difference."
     scores["comparisons"] = [
         compared("0", low=0.1, high=0.2, p=0.01), compared("0.9", low=-0.6, high=-0.4, p=0.01), *unclear
     ]  # fmt: skip
-    assert sweep_charts(scores)[0].note.endswith("(Holm): better: 0.9; worse: 0.")
+    assert sweep_charts(scores)[0].tests == "Against the dashed line, paired tests (Holm): better: 0.9; worse: 0."
 
 
 def test_growth_is_minutes_and_megabytes_of_each_method() -> None:

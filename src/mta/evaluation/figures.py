@@ -60,6 +60,8 @@ class Chart:
     reference: Line | None = None
     """One point whose height is drawn as a dashed line across; its x plays no part."""
     note: str = ""
+    tests: str = ""
+    """Which points differ for certain."""
     from_zero: bool = False
 
 
@@ -100,7 +102,8 @@ def _sweep_chart(scores: Mapping[str, Any], sweep: Mapping[str, Any], metric: st
         y_title=metric_title(metric),
         lines=(Line(name=str(sweep["method"]), points=tuple(point for point in points if point)),),
         reference=Line(name=_unchanged(scores, asked), points=(asked,), colour=1) if asked else None,
-        note=f"{basis_line(scores)} {certain_differences(scores, metric)}".strip(),
+        note=basis_line(scores),
+        tests=certain_differences(scores, metric),
     )
 
 
@@ -114,7 +117,8 @@ def certain_differences(scores: Mapping[str, Any], metric: str) -> str:
         for word, side in (("better", "b"), ("worse", "a"))
     }
     told = "; ".join(f"{word}: {points}" for word, points in found.items() if points)
-    return f"Against {rows[0]['a']}, paired tests over people (Holm): {told or 'no certain difference'}."
+    against = "the dashed line" if rows[0]["a"] not in scores["sweep"]["values"] else str(rows[0]["a"])
+    return f"Against {against}, paired tests (Holm): {told or 'no certain difference'}."
 
 
 def _unchanged(scores: Mapping[str, Any], point: Point) -> str:
