@@ -271,7 +271,7 @@ class _Engine:
     def _run_packs(
         self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
     ) -> list[tuple[_Live, float]]:
-        results: list[tuple[_Live, float]] = []
+        found: list[Tensor] = []
         packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.tokens_per_batch)
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
             for part in packs:
@@ -282,10 +282,11 @@ class _Engine:
                 if weights is not None:
                     counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
                     (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
-                results += [(live, value) for (live, _), value in zip(part, nll.detach().tolist(), strict=True)]
+                found.append(nll.detach())
                 del nll
                 hand_back_memory()
-        return results
+        values = torch.cat(found).tolist() if found else []  # the host waits for a GPU here only
+        return [(live, value) for (live, _), value in zip(work, values, strict=True)]
 
     def _judge(self, lives: Sequence[_Live]) -> None:
         """Measure held-out loss of the given users and keep their best parameters."""
