@@ -56,7 +56,7 @@ def run_card(
         "prompts cut to fit the model": cut_prompts(scores) or "none",
         "wall seconds of this call": round(seconds, 1),
         "seconds of all calls": {
-            "banks": round(sum(bank.train_seconds for bank in banks), 1),
+            "banks": round(sum({bank.checksum: bank.train_seconds for bank in banks}.values()), 1),
             "users' training": _summed(scores, "train_seconds"),
             "answers": _summed(scores, "predict_seconds"),
         },
