@@ -5,8 +5,7 @@
 #
 # DATA holds LaMP_1 ... LaMP_5 with pool_questions.json and target_questions.json (answers beside them); RUNS takes the run
 # folders, which hold user text and stay out of the repository. A killed run continues when the script is called again.
-# One task and seed takes one to six hours on one CPU core, so only LaMP-2 is repeated; docs/results/lamp-2 holds its first
-# seed. What was capped stands in the command, in scores.json and in the table's page.
+# One task and seed takes one to six hours on one CPU core, so only LaMP-2 is repeated. What was capped stands in the command, in scores.json and in the table's page.
 set -euo pipefail
 
 data=$1
@@ -23,7 +22,7 @@ once="--once oppu-task --once population-matched-adapt --once random-anchors --o
   --once mta+prior"
 declare -A own=(
   [lamp-1]="--seeds 1 --adapt-max-items 6 --users 24"
-  [lamp-2]="--seeds 3 $once"
+  [lamp-2]="--seeds 3 $once --dtype bfloat16"
   [lamp-3]="--seeds 1 --adapt-max-items 6 --users 20 --dtype bfloat16"
   [lamp-4]="--seeds 1"
   [lamp-5]="--seeds 1 --adapt-max-items 6 --drop-leaks --dtype bfloat16"
