@@ -12,14 +12,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from measuring import machine, ratio, refuse_busy, rows_of, table, take_turns, write
+from measuring import case_options, machine, ratio, refuse_busy, rows_of, table, take_turns, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.packing import Pack, pack_rows
@@ -106,13 +105,9 @@ def page_of(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure the cases that are asked for and write a file each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser = case_options(__doc__, CASES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
-    parser.add_argument("--out", type=Path, help="folder")
     options = parser.parse_args()
     for name in options.case or ("lamp-2", "lamp-2-bf16"):
         out = options.out / f"{name}.json" if options.out else None

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from measuring import machine, ratio, rows_of, table, take_turns, write
 from mta.base_model import BaseModel, base_shape, wrap_model
-from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
+from mta.config import ALL_LINEAR, EngineConfig, TrainConfig, to_dict
 from mta.memory import training_memory
 from mta.packing import TokenRow
 from mta.runtime import choose_device
@@ -119,7 +119,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time all ways and weigh them."""
     device, dtype = choose_device(options.device), torch.bfloat16
     config = LlamaConfig(**SHAPES[options.shape])
-    engine = EngineConfig(slots=options.slots, tokens_per_batch=options.tokens_per_batch)
+    engine = EngineConfig(slots=options.slots, tokens_per_batch=options.tokens_per_batch, grouped=options.grouped)
     jobs = make_jobs(config.vocab_size, options)
     shape = base_shape(config, byte_tokenizer(), name=options.shape, device=device, dtype=dtype)
     told = training_memory(shape, jobs, engine=engine)
@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "items": options.items,
         "tokens": tokens,
         "rank": options.rank,
-        "engine": {"slots": options.slots, "tokens_per_batch": options.tokens_per_batch},
+        "engine": to_dict(engine),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "tflops_of_a_large_product": round(speed / 1e12, 2),
         "largest_difference_of_last_losses": round(apart, 5),
@@ -191,11 +191,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
+    parser.add_argument("--grouped", action="store_true", help="all users' adapters of a layer in one product")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = measure(options)
-    write(options.out / f"{options.shape}.json" if options.out else None, found, page_of(found))
+    name = f"{options.shape}{'-grouped' if options.grouped else ''}.json"
+    write(options.out / name if options.out else None, found, page_of(found))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def rows_of(times: Times, *, units: float, unit: str) -> dict[str, dict[str, flo
         }
         for name, found in times.items()
     }
+
+
+def case_options(doc: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options of scripts that run cases of `train.py`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with LaMP_1 to LaMP_5; invented people without it")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--case", action="append", choices=list(cases), help="repeat it")
+    parser.add_argument("--out", type=Path, help="folder")
+    return parser
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measuring import machine, table, write
+from measuring import case_options, machine, table, write
 from mta.base_model import load_base_model, load_base_shape
 from mta.config import EngineConfig
 from mta.memory import training_memory
@@ -76,12 +76,8 @@ def page_of(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure the cases and write one file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser = case_options(__doc__, CASES)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="folder")
     options = parser.parse_args()
     cases = options.case or ["lamp-2", "lamp-2-bf16"]
     if options.child:

@@ -10,7 +10,6 @@ are left as they are, so that a stopped run goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from measuring import machine, ratio, refuse_busy, rows_of, table, take_turns, write
+from measuring import case_options, machine, ratio, refuse_busy, rows_of, table, take_turns, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig, PromptConfig, TrainConfig
 from mta.data.personas import make_personas
@@ -198,13 +197,9 @@ def page_of(name: str, result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure the cases that are asked for and write a file each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--case", action="append", choices=list(CASES))
+    parser = case_options(__doc__, CASES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     for name in options.case or CASES:
         out = options.out / f"{name}.json" if options.out else None

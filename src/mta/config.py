@@ -276,6 +276,8 @@ class EngineConfig:
     """Most tokens, padding included, in one pass without gradients."""
     checkpoint_every_s: float = 120.0
     """Seconds between checkpoints of unfinished users."""
+    grouped: bool = False
+    """All users' adapters of a layer in one product, on a GPU that can; correct, and not yet timed on one."""
 
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "slots", "tokens_per_batch", "predict_tokens_per_batch")

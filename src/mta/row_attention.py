@@ -62,14 +62,22 @@ def attend_within_rows(
     if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
         raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
     queries, keys, values = (torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value))
-    attended = []
-    for index, before in enumerate(segments_before or [None] * len(queries)):
-        seen = [index] if before is None else [before, index]
-        k, v = (
-            torch.cat([part[i] for i in seen], dim=2) if before is not None else part[index] for part in (keys, values)
+    attended = [
+        _attend(
+            queries[index],
+            _with_beginning(keys, index, before),
+            _with_beginning(values, index, before),
+            scaling=scaling,
+            window=sliding_window,
         )
-        attended.append(_attend(queries[index], k, v, scaling=scaling, window=sliding_window))
+        for index, before in enumerate(segments_before or [None] * len(queries))
+    ]
     return torch.cat([segment.transpose(1, 2) for segment in attended], dim=1), None
+
+
+def _with_beginning(segments: Sequence[Tensor], index: int, before: int | None) -> Tensor:
+    """Return a segment's keys or values, (1, key heads, n, d), after those of the segment that its row begins with."""
+    return segments[index] if before is None else torch.cat([segments[before], segments[index]], dim=2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:

@@ -35,6 +35,7 @@ from mta.forward import answer_nll
 from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
+from mta.lora.stacked import TrainableStack
 from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.runtime import hand_back_memory, out_of_memory, release_memory
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
@@ -179,6 +180,8 @@ class _Engine:
             like=torch.empty(0, device=base.device, dtype=dtype),
             compute_dtype=base.dtype,
         )
+        if engine.grouped and isinstance(self.stack, TrainableStack):
+            self.stack.group()
         self.optimizer = SlotAdamW(self.stack.parameters, self.stack.gradients)
         self.live: dict[int, _Live] = {}
         self.next_job = 0

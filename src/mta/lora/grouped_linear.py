@@ -54,6 +54,8 @@ def can_group(device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -
     """Tell whether the device multiplies groups of that format and of layers of these widths in one launch."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
+    if not hasattr(torch.nn.functional, "grouped_mm"):  # older releases of torch
+        return False
     return torch.cuda.get_device_capability(device)[0] >= 9 and all(width % RANKS == 0 for width in widths)
 
 

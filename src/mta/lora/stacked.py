@@ -179,9 +179,7 @@ class TrainableStack:
         self.compute_dtype = compute_dtype or dtype
         self._stretches: tuple[Stretch, ...] = ()
         self._groups: tuple[Tensor, Tensor] | None = None
-        widths = [width for shape in self.shapes.values() for width in shape]
-        self.grouped = can_group(torch.device(device), self.compute_dtype, widths)
-        """Compute all stretches of a layer at once; a matter of speed."""
+        self._grouping = False
         width_a = sum(rank * d_in for _, d_in in self.shapes.values())
         width_b = sum(d_out * rank for d_out, _ in self.shapes.values())
         trainable = width_a + width_b if train_a else width_b
@@ -253,6 +251,11 @@ class TrainableStack:
                 into.frozen_A[slot, : factors.rank] = factors.A.to(into.frozen_A)
                 into.frozen_B[slot, :, : factors.rank] = factors.B.to(into.frozen_B)
 
+    def group(self) -> None:
+        """Compute all stretches of a layer at once from now on, where the device can; a matter of speed."""
+        widths = [width for shape in self.shapes.values() for width in shape]
+        self._grouping = can_group(self.parameters.device, self.compute_dtype, widths)
+
     def clear(self, slot: int) -> None:
         """Zero everything a slot holds: parameters, gradients and frozen factors."""
         with torch.no_grad():
@@ -267,7 +270,7 @@ class TrainableStack:
     def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
         """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
         self._stretches = stretches(slots, lengths)
-        if self.grouped:
+        if self._grouping:
             device = self.parameters.device
             self._groups = (
                 torch.tensor([part.slot for part in self._stretches], dtype=torch.int64).to(device, non_blocking=True),
