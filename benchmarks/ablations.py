@@ -23,7 +23,7 @@ from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.packing import Pack, pack_rows
 from mta.rms_norm import lean_norms
-from mta.row_attention import rows_apart
+from mta.row_attention import rows_apart, segments
 from mta.runtime import keep_freed_memory
 from train import CASES, make_jobs, require_equal, run_engine
 from training_peers import Losses, trained_tokens
@@ -38,9 +38,8 @@ def all_logits(base: BaseModel, pack: Pack) -> Tensor:
         logits = base.model(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
-            segment_lengths=pack.lengths,
-            segments_before=pack.before,
             use_cache=False,
+            **segments(pack.lengths, pack.before, device=base.device),
         ).logits[0]
     losses = torch.nn.functional.cross_entropy(logits.float()[pack.sources], pack.targets, reduction="none")
     return losses.new_zeros(max(pack.rows) + 1).index_add(0, pack.owners, losses)

@@ -93,7 +93,9 @@ def test_rows_in_blocks_stay_apart_and_use_the_models_scale():
     lengths = [BLOCK + 3, 40]
     tensors = query_key_value(sum(lengths), dtype=torch.bfloat16)
     for scale in (None, 0.3):
-        both, _ = attend_within_rows(torch.nn.Module(), *tensors, None, segment_lengths=lengths, scaling=scale)
+        both, _ = attend_within_rows(
+            torch.nn.Module(), *tensors, None, segment_lengths=lengths, segments_before=[None, None], scaling=scale
+        )
         rows = zip(*(tensor.float().split(lengths, dim=2) for tensor in tensors), strict=True)
         wanted = [scaled_dot_product_attention(*row, is_causal=True, scale=scale, enable_gqa=True) for row in rows]
         assert (both.float() - torch.cat(wanted, dim=2).transpose(1, 2)).abs().max() < 0.05

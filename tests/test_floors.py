@@ -14,12 +14,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 0 plain Python: errors, records, settings, files
     ("errors", "records", "characters", "config", "files", "folder_lock", "presets", "models", "seeds", "progress"),
     # 1 text and tokens, no tensors of a model
-    ("metrics", "retrieval", "prompting", "packing", "tasks", "tasks.*", "data", "data.*"),
+    ("metrics", "retrieval", "prompting", "packing", "transfer", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.stacked",
         "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts", "lora.expert_training",
-        "block_attention", "rms_norm", "anchors", "merging",
+        "block_attention", "row_grid", "rms_norm", "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from mta.errors import ModelError
-from mta.row_attention import check_rows_stay_apart, rows_apart
+from mta.row_attention import check_rows_stay_apart, rows_apart, segments
 
 SHAPE = {
     "vocab_size": 64,
@@ -50,6 +50,15 @@ ARCHITECTURES = {
 }
 
 
+@pytest.fixture(params=["one after the other", "in grids"])
+def way(request, monkeypatch) -> str:
+    """How rows are told apart: as on a CPU, or as on a GPU."""
+    if request.param == "in grids":
+        monkeypatch.setattr("mta.row_attention.row_grids_on", lambda device: True)
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_rows_give_what_each_gives_alone(name: str) -> None:
     """The model's own attention, one row at a time, is the judge; one row is far longer than the window."""
@@ -60,13 +69,14 @@ def test_packed_rows_give_what_each_gives_alone(name: str) -> None:
             packed = model(
                 input_ids=torch.tensor([[token for row in ROWS for token in row]]),
                 position_ids=torch.tensor([[place for row in ROWS for place in range(len(row))]]),
-                segment_lengths=[len(row) for row in ROWS],
                 use_cache=False,
+                **segments([len(row) for row in ROWS], [None] * len(ROWS), device=model.device),
             ).logits
     assert torch.allclose(packed, alone, atol=1e-10)
     check_rows_stay_apart(model)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_that_share_a_beginning_give_what_each_gives_alone(name: str) -> None:
     """The beginning is longer than a window, of the rests one is shorter and one longer than it."""
@@ -80,9 +90,8 @@ def test_rows_that_share_a_beginning_give_what_each_gives_alone(name: str) -> No
             found = model(
                 input_ids=torch.tensor([beginning + rests[0] + rests[1]]),
                 position_ids=torch.tensor([[*range(8), *range(8, 9), *range(8, 15)]]),
-                segment_lengths=[8, 1, 7],
-                segments_before=[None, 0, 0],
                 use_cache=False,
+                **segments([8, 1, 7], [None, 0, 0], device=model.device),
             ).logits
     assert torch.allclose(found[:, 8:], torch.cat(wanted, dim=1), atol=1e-10)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mta.base_model import BaseModel
 from mta.packing import Pack
 from mta.rms_norm import lean_norms
-from mta.row_attention import rows_apart
+from mta.row_attention import rows_apart, segments
 
 
 def answer_nll(base: BaseModel, pack: Pack) -> Tensor:
@@ -24,9 +24,8 @@ def answer_nll(base: BaseModel, pack: Pack) -> Tensor:
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
             logits_to_keep=pack.sources,
-            segment_lengths=pack.lengths,
-            segments_before=pack.before,
             use_cache=False,
+            **segments(pack.lengths, pack.before, device=base.device),
         ).logits[0]  # (M, V)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = torch.nn.functional.cross_entropy(wide, pack.targets, reduction="none")  # (M,)

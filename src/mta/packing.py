@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mta.transfer import send, send_integers
+
 T = TypeVar("T")
 
 
@@ -90,18 +92,18 @@ def pack_rows(
     ends = list(accumulate(len(segment.tokens) for segment in segments))
     answers = [rows[segment.row].answer if segment.ends_row else () for segment in segments]
     return Pack(
-        input_ids=_integers([token for segment in segments for token in segment.tokens], device)[None],
-        position_ids=_integers([place for segment in segments for place in segment.places], device)[None],
+        input_ids=send_integers([token for segment in segments for token in segment.tokens], device)[None],
+        position_ids=send_integers([place for segment in segments for place in segment.places], device)[None],
         lengths=tuple(len(segment.tokens) for segment in segments),
         before=tuple(segment.before for segment in segments),
         rows=tuple(segment.row for segment in segments),
         people=tuple(rows[segment.row].person for segment in segments),
-        sources=_integers(
+        sources=send_integers(
             [place for answer, end in zip(answers, ends, strict=True) for place in range(end - len(answer), end)],
             device,
         ),
-        targets=_integers([token for row in rows for token in row.answer], device),
-        owners=_integers([index for index, row in enumerate(rows) for _ in row.answer], device),
+        targets=send_integers([token for row in rows for token in row.answer], device),
+        owners=send_integers([index for index, row in enumerate(rows) for _ in row.answer], device),
     )
 
 
@@ -147,10 +149,6 @@ def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     return shared if shared >= WORTH_SHARING else 0
 
 
-def _integers(values: list[int], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
-
-
 def fill_packs(items: Sequence[T], length: Callable[[T], int], *, tokens_per_batch: int) -> list[list[T]]:
     """Cut a sequence of items into neighbouring groups within a token budget, keeping their order.
 
@@ -193,4 +191,4 @@ def left_pad(sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.d
         input_ids[index, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.int64)
         attention_mask[index, width - len(sequence) :] = 1
     position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
-    return Batch(input_ids.to(device), attention_mask.to(device), position_ids.to(device))
+    return Batch(send(input_ids, device), send(attention_mask, device), send(position_ids, device))

@@ -2,8 +2,8 @@
 
 The rows are told apart by the lengths of the sequence's segments, so no mask is built and none of the work above the
 diagonal is done. A segment may go on from another one, the beginning that several rows share: its tokens see that one
-too. The model's weights and its other layers are untouched: attention is exchanged for the length of a block, through
-the interface that transformers offers for it.
+too. On a CPU row follows row; on a GPU all go together, see `row_grid`. The model's weights and its other layers are
+untouched: attention is exchanged for the length of a block, through the interface that transformers offers for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from mta.block_attention import attend_in_blocks, faster_in_blocks
 from mta.errors import ModelError
+from mta.row_grid import RowGrids, attend_in_grids, row_grids
 
 NAME = "mta_rows"
 NOT_COVERED = ("softcap", "s_aux", "position_bias")
@@ -34,7 +35,8 @@ def attend_within_rows(
     attention_mask: Tensor | None,
     *,
     segment_lengths: Sequence[int],
-    segments_before: Sequence[int | None] | None = None,
+    segments_before: Sequence[int | None],
+    row_grids: RowGrids | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
@@ -48,7 +50,8 @@ def attend_within_rows(
         value: (1, key heads, N, d)
         attention_mask: not used; the segments say everything.
         segment_lengths: tokens of each segment, N together.
-        segments_before: for each segment the one that its row begins with; None: each is a row.
+        segments_before: for each segment the one that its row begins with; None where it begins itself.
+        row_grids: the same segments laid out in grids, to attend in these.
         scaling: factor on the scores; None is 1 / sqrt(d).
         sliding_window: a token sees this many of its row's last tokens, itself included; None is all of them.
         others: what else the model passes on.
@@ -61,6 +64,8 @@ def attend_within_rows(
     """
     if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
         raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
+    if row_grids is not None:
+        return attend_in_grids(query, key, value, row_grids, scaling=scaling, window=sliding_window), None
     queries, keys, values = (torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value))
     attended = [
         _attend(
@@ -70,7 +75,7 @@ def attend_within_rows(
             scaling=scaling,
             window=sliding_window,
         )
-        for index, before in enumerate(segments_before or [None] * len(queries))
+        for index, before in enumerate(segments_before)
     ]
     return torch.cat([segment.transpose(1, 2) for segment in attended], dim=1), None
 
@@ -100,13 +105,30 @@ AttentionInterface.register(NAME, attend_within_rows)
 
 @contextmanager
 def rows_apart(model: Any) -> Iterator[None]:
-    """Let the model's attention keep rows apart inside the block; its forward pass needs `segment_lengths`."""
+    """Let the model's attention keep rows apart inside the block; its forward pass needs `segments`."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def segments(lengths: Sequence[int], before: Sequence[int | None], *, device: torch.device) -> dict[str, Any]:
+    """Return what a forward pass inside `rows_apart` has to be given besides its tokens.
+
+    Args:
+        lengths: tokens of each segment.
+        before: for each segment the one that its row begins with; None where it begins itself.
+        device: where the model is.
+    """
+    grids = row_grids(lengths, before, device=device) if row_grids_on(device) else None
+    return {"segment_lengths": lengths, "segments_before": before, "row_grids": grids}
+
+
+def row_grids_on(device: torch.device) -> bool:
+    """Tell whether rows attend in grids there, rather than one after the other."""
+    return device.type != "cpu"
 
 
 @torch.no_grad()
@@ -131,7 +153,10 @@ def check_rows_stay_apart(model: Any) -> None:
     try:
         with rows_apart(model):
             packed = model(
-                input_ids=torch.cat(rows, dim=1), position_ids=positions, segment_lengths=lengths, use_cache=False
+                input_ids=torch.cat(rows, dim=1),
+                position_ids=positions,
+                use_cache=False,
+                **segments(lengths, [None] * len(rows), device=model.device),
             ).logits
     except TypeError as error:
         raise _mixes_rows(model) from error

@@ -40,6 +40,7 @@ from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.runtime import hand_back_memory, out_of_memory, release_memory
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
+from mta.transfer import send
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ class _Engine:
                 self.stack.route([slots[row] for row in pack.rows], pack.lengths, pack.people)
                 nll = answer_nll(self.base, pack)  # (rows,)
                 if weights is not None:
-                    counts = torch.tensor([weights[live.slot] for live, _ in part]).to(nll)
+                    counts = send(torch.tensor([weights[live.slot] for live, _ in part], dtype=nll.dtype), nll.device)
                     (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
                 found.append(nll.detach())
                 del nll

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mta.config import TrainConfig
+from mta.transfer import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class SlotAdamW:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         like = self._parameters
-        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+        return send(torch.tensor(values, dtype=like.dtype), like.device)[:, None]
 
 
 def _contiguous_runs(updates: Sequence[SlotUpdate]) -> Iterator[list[SlotUpdate]]:

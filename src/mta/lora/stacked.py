@@ -23,6 +23,7 @@ from mta.lora.adapter import Adapter, AdapterSum
 from mta.lora.grouped_linear import Collect, GroupedLayer, can_group, fill_ranks, grouped_linears
 from mta.lora.routed_linear import Layer, Route, Stretch, routed_linears, stretches
 from mta.seeds import stable_seed
+from mta.transfer import send, send_integers
 
 Shapes = Mapping[str, tuple[int, int]]
 """Module name -> (d_out, d_in) of the linear layer."""
@@ -273,8 +274,8 @@ class TrainableStack:
         if self._grouping:
             device = self.parameters.device
             self._groups = (
-                torch.tensor([part.slot for part in self._stretches], dtype=torch.int64).to(device, non_blocking=True),
-                torch.tensor([part.stop for part in self._stretches], dtype=torch.int32).to(device, non_blocking=True),
+                send_integers([part.slot for part in self._stretches], device),
+                send(torch.tensor([part.stop for part in self._stretches], dtype=torch.int32), device),
             )
 
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
