@@ -3,7 +3,8 @@
 #
 #   benchmarks/speed.sh DATA
 #
-# DATA as for tables.sh. What is there already is left as it is, so that a stopped call goes on.
+# DATA as for tables.sh. The peer polylora takes part where it is installed (pip install --no-deps polylora). What is
+# there already is left as it is, so that a stopped call goes on.
 set -euo pipefail
 
 data=$1
@@ -22,9 +23,10 @@ for case in lamp-2-bf16 lamp-2 lamp-2-1-user lamp-2-64-users lamp-2-50-items lam
   measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
 done
 for dtype in bfloat16 float32; do
-  measure "infer/all-$dtype.json" infer.py --dtype "$dtype" --out "$out/infer"
+  measure "infer/all-$dtype-8.json" infer.py --dtype "$dtype" --out "$out/infer"
 done
-measure infer/qv-bfloat16.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
+measure infer/all-bfloat16-64.json infer.py --new-tokens 64 --users 8 --users 32 --dtype bfloat16 --out "$out/infer"
+measure infer/qv-bfloat16-8.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
 for case in lamp-2-bf16 lamp-2; do
   measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
 done

@@ -43,9 +43,10 @@ def infer_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     names = {
         "base / engine": "infer_over_base",
         "engine vs peft adapter_names": "infer_vs_peft_adapter_names",
+        "engine vs polylora": "infer_vs_polylora",
         "engine vs merge per user": "infer_vs_merge_per_user",
     }
-    return {name: batch["ratios"][key] for key, name in names.items()}
+    return {name: batch["ratios"][key] for key, name in names.items() if key in batch["ratios"]}
 
 
 def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
@@ -68,7 +69,7 @@ def headline(folder: Path) -> dict[str, Any]:
         machines["process_per_user.json"] = single["machine"]
     for path in sorted((folder / "infer").glob("*.json")):
         result = read_json(path)
-        (ratios if path.stem == "all-bfloat16" else others.setdefault(f"infer {path.stem}", {})).update(
+        (ratios if path.stem == "all-bfloat16-8" else others.setdefault(f"infer {path.stem}", {})).update(
             infer_ratios(result)
         )
         machines[f"infer/{path.name}"] = result["machine"]
@@ -79,7 +80,7 @@ def headline(folder: Path) -> dict[str, Any]:
         "ratios": ratios,
         "what": f"train: case {HEADLINE} of benchmarks/train.py, time of the other way divided by the engine's; "
         "train_over_floor and infer_over_base: the bare base model's time divided by the engine's; "
-        f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers",
+        f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer",
         "other_cases": others,
         "machine": machines.get(f"train/{HEADLINE}.json", {}),
         "load_before": {name: found["load"] for name, found in machines.items()},

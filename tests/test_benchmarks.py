@@ -19,8 +19,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
         (("ablations.py", "--base", "tiny-random", "--case", "lamp-2", "--repeats", "1", "--anyway"), "time / engine"),
         (("peak_memory.py", "--base", "tiny-random", "--case", "lamp-2"), "more than at the start"),
         (("process_per_user.py", "--base", "tiny-random", "--users", "1", "--repeats", "1", "--anyway"), "users/s"),
+        (("infer.py", "--base", "tiny-random", "--users", "2", "--repeats", "1", "--anyway"), "base / engine"),
     ],
-    ids=["gpu", "ablations", "peak-memory", "process-per-user"],
+    ids=["gpu", "ablations", "peak-memory", "process-per-user", "infer"],
 )
 def test_it_runs_and_finds_equal_losses(words: tuple[str, ...], wanted: str, tmp_path: Path) -> None:
     done = subprocess.run(
