@@ -24,12 +24,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 3 models: load, attach, train, generate, keep
     (
         "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
-        "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "training",
-        "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
+        "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "memory",
+        "training", "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
     # 4 the method
     (
-        "user_rows", "bank", "bank_plan", "memory", "bank_building", "adaptation", "weight_search", "personalize",
+        "user_rows", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "weight_search", "personalize",
         "users",
     ),
     # 5 rivals and evaluation

@@ -12,11 +12,13 @@ import torch
 from helpers import random_rows, tiny_base
 from mta.base_model import BaseModel, load_base_shape
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
+from mta.errors import ModelError
 from mta.forward import answer_nll
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.attach import attached
-from mta.memory import _Allocations, largest_pack, training_memory
+from mta.memory import _Allocations, fit_passes, largest_pack, rough_bytes, training_memory
 from mta.packing import TokenRow, pack_rows
+from mta.training import train
 from mta.training_plan import TrainJob
 
 CONFIG = TrainConfig(rank=3, alpha=6.0, target_modules=ALL_LINEAR)
@@ -68,6 +70,37 @@ def test_more_tokens_in_a_pass_take_more_memory_and_the_longest_row_is_the_least
     found = [training_memory(shape, long, engine=EngineConfig(tokens_per_batch=budget)) for budget in (1, 150, 400)]
     assert [one.tokens for one in found] == [81, 142, 276]
     assert found[0].largest_pass < found[1].largest_pass < found[2].largest_pass
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen", [0, 20])
+def test_the_rough_bound_is_above_what_is_foretold(dtype: str, frozen: int) -> None:
+    shape = load_base_shape("tiny-random", dtype=dtype)
+    for tokens in (1, 100, 10_000):
+        engine = EngineConfig(slots=2, tokens_per_batch=tokens)
+        told = training_memory(shape, jobs(frozen_rank=frozen), engine=engine)
+        assert told.slots + told.largest_pass < rough_bytes(shape, jobs(frozen_rank=frozen), engine)
+
+
+def test_passes_are_made_as_small_as_the_memory_asks_for(monkeypatch, caplog) -> None:
+    base, engine = tiny_base(torch.float32), EngineConfig(slots=2, tokens_per_batch=400)
+    assert fit_passes(base, jobs(), engine) is engine, "this machine has room for a tiny model"
+    told = training_memory(load_base_shape("tiny-random", dtype="float32"), jobs(), engine=engine)
+    monkeypatch.setattr("mta.memory.free_bytes", lambda device: int(0.8 * (told.slots + told.largest_pass)))
+    fitted = fit_passes(base, jobs(), engine)
+    assert fitted == replace(engine, tokens_per_batch=fitted.tokens_per_batch)
+    assert fitted.tokens_per_batch in (200, 100, 50)
+    assert "tokens in a pass instead of 400" in caplog.text
+    wanted = {done.job_id: done.tensors for done in train(base, jobs(), engine=fitted)}
+    found = {done.job_id: done.tensors for done in train(base, jobs(), engine=engine)}
+    assert all(torch.equal(found[name][key], wanted[name][key]) for name in wanted for key in wanted[name])
+
+
+def test_a_row_that_would_not_fit_is_refused_before_anything_is_trained(monkeypatch) -> None:
+    monkeypatch.setattr("mta.memory.free_bytes", lambda device: 50_000)
+    longest = max(len(row) for job in jobs() for row in job.rows)
+    with pytest.raises(ModelError, match=rf"MiB for 2 adapters and .* one row of {longest} tokens, with 0.0 MiB to be"):
+        list(train(tiny_base(torch.float32), jobs(), engine=EngineConfig(slots=2)))
 
 
 MEASURED = """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mta import runtime
 from mta.errors import ConfigError
 from mta.runtime import (
     cache_folder,
@@ -193,3 +194,30 @@ def test_memory_is_kept_until_it_is_handed_back() -> None:
     held, kept, left = map(int, done.stdout.split())
     assert held - kept < 20e6
     assert kept - left > 100e6
+
+
+V2 = {"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 500\ninactive_file 150\n"}
+V1 = {
+    "memory/memory.limit_in_bytes": "1000",
+    "memory/memory.usage_in_bytes": "800",
+    "memory/memory.stat": "cache 300\ntotal_inactive_file 50\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [(V2, [450]), (V1, [250]), ({**V2, "memory.max": "max"}, []), ({}, [])],
+    ids=["version 2", "version 1", "no limit", "no group"],
+)
+def test_what_a_containers_limit_leaves(tmp_path, files, wanted):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert runtime._left_in_container(tmp_path) == wanted
+
+
+def test_free_memory_is_what_the_system_has_or_the_container_leaves(monkeypatch):
+    everything = runtime.free_bytes(torch.device("cpu"))
+    assert everything > 1 << 20
+    monkeypatch.setattr(runtime, "_left_in_container", lambda: [1000])
+    assert runtime.free_bytes(torch.device("cpu")) == 1000

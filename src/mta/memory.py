@@ -12,24 +12,26 @@ Example:
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mta.bank_plan import BankPlan
-from mta.base_model import BaseModel
-from mta.config import EngineConfig
+from mta.base_model import BaseModel, base_shape
+from mta.config import ALL_LINEAR, EngineConfig
+from mta.errors import ModelError
 from mta.forward import answer_nll
-from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.attach import attached
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import rss_bytes
-from mta.training_plan import TrainJob
+from mta.runtime import free_bytes
+from mta.training_plan import LORA, TrainJob
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_VALUE = 4
 
@@ -91,71 +93,72 @@ def largest_pack(rows: Sequence[TokenRow], engine: EngineConfig) -> list[TokenRo
     return fill_packs(longest_first, len, tokens_per_batch=engine.tokens_per_batch)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class BankCosts:
-    """What the training of a bank would be and take."""
+def fit_passes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -> EngineConfig:
+    """Return the settings with as many tokens in a pass as the device's free memory takes.
 
-    asked: int
-    """Anchors asked for."""
-    anchors: int
-    """Anchors that would be trained."""
-    examples: int
-    updates: int
-    """Of all anchors together, unless some stop early."""
-    longest_row: int
-    """Tokens of the longest training example."""
-    file_bytes: int
-    """Of the anchors' adapters on disk."""
-    device: str
-    memory: TrainingMemory
-    process_bytes: int
-    """What the process holds besides, now: libraries and encoders."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the costs as texts, for a table."""
-        memory = self.memory
-        return [
-            ("anchors asked / trained", f"{self.asked} / {self.anchors}"),
-            ("training examples", f"{self.examples:,}"),
-            ("updates", f"{self.updates:,}"),
-            ("longest example", f"{self.longest_row:,} tokens"),
-            ("adapters on disk", _size(self.file_bytes)),
-            (f"memory of the {self.device} at the peak", _size(memory.total)),
-            ("  base model", _size(memory.weights)),
-            ("  adapters in training", _size(memory.slots)),
-            (f"  one pass over {memory.tokens:,} tokens", _size(memory.largest_pass)),
-            ("libraries and encoders, in main memory", _size(self.process_bytes)),
-        ]
-
-
-def bank_costs(shape: BaseModel, plan: BankPlan, *, engine: EngineConfig) -> BankCosts:
-    """Return what training a planned bank would be and take.
+    Only LoRA jobs are planned for, and only where a rough upper bound does not say already that all is well: going
+    through a pass takes some seconds.
 
     Args:
-        shape: the base model without values, from `load_base_shape`.
-        plan: the bank's anchors.
-        engine: packing.
+        base: the loaded base model.
+        jobs: what will be trained together.
+        engine: packing as asked for.
 
     Raises:
-        DataError: no anchor has a training example.
+        ModelError: not even the longest row fits.
     """
-    rank = plan.config.population_train.rank if plan.config.population_beneath else 0
-    jobs = plan.jobs(beneath=Recipe("planned", rank, lambda: AdapterSum(())) if rank else None)
-    shapes = shape.shapes(plan.config.train.target_modules).values()
-    return BankCosts(
-        asked=plan.asked,
-        anchors=len(jobs),
-        examples=sum(len(job.rows) for job in jobs),
-        updates=sum(job.total for job in jobs),
-        longest_row=max(len(row) for job in jobs for row in job.rows),
-        file_bytes=BYTES_PER_VALUE * len(jobs) * sum(plan.config.train.rank * (a + b) for a, b in shapes),
-        device=shape.device.type,
-        memory=training_memory(shape, jobs, engine=engine),
-        process_bytes=rss_bytes(),
-    )
+    free = int(free_bytes(base.device) / MARGIN)
+    rows = [row for job in jobs for row in (*job.rows, *job.held_out)]
+    if jobs[0].kind is not LORA or not rows or rough_bytes(base, jobs, engine) <= free:
+        return engine
+    shape = base_shape(base.model.config, base.tokens.tokenizer, name=base.name, device=base.device, dtype=base.dtype)
+    longest, tokens = max(map(len, rows)), engine.tokens_per_batch
+    while True:
+        needed = training_memory(shape, jobs, engine=replace(engine, tokens_per_batch=tokens))
+        if needed.slots + needed.largest_pass <= free:
+            break
+        if tokens <= longest:
+            raise ModelError(
+                f"training would take {size_text(needed.slots)} for {min(engine.slots, len(jobs))} adapters and "
+                f"{size_text(needed.largest_pass)} for one row of {longest} tokens, with {size_text(free)} to be had; "
+                "take shorter prompts (--max-tokens), a smaller number format (--dtype bfloat16) or fewer slots"
+            )
+        tokens = max(longest, tokens // 2)
+    if tokens < engine.tokens_per_batch:
+        log.warning(
+            "%s of free memory: at most %d tokens in a pass instead of %d",
+            size_text(free),
+            tokens,
+            engine.tokens_per_batch,
+        )
+    return replace(engine, tokens_per_batch=tokens)
 
 
-def _size(count: int) -> str:
+MARGIN = 1.25
+"""Free memory for each byte foretold; processes held up to a fifth more than that."""
+
+
+def rough_bytes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -> int:
+    """Return more bytes than training these jobs takes besides the weights, from a few products.
+
+    For each token what goes into and out of every linear layer, three times over for what lies between them; attention
+    weights of its whole row; for each answer token four times the vocabulary in float32; for each slot values,
+    gradient and two moments.
+    """
+    rows = largest_pack([row for job in jobs for row in (*job.rows, *job.held_out)], engine)
+    widths = [d_out + d_in for d_out, d_in in base.shapes(ALL_LINEAR).values()]
+    config = base.model.config.get_text_config()
+    heads = config.num_hidden_layers * config.num_attention_heads
+    tokens, answers = sum(map(len, rows)), sum(len(row.answer) for row in rows)
+    size = torch.empty(0, dtype=base.dtype).element_size()
+    passing = size * (3 * sum(widths) * tokens + heads * sum(len(row) ** 2 for row in rows))
+    ranks = 4 * jobs[0].config.rank + max((job.frozen.rank for job in jobs if job.frozen), default=0)
+    held = BYTES_PER_VALUE * min(engine.slots, len(jobs)) * ranks * sum(widths)
+    return int(passing + 4 * BYTES_PER_VALUE * answers * config.vocab_size + held)
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes as people read it."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 

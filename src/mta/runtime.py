@@ -211,6 +211,40 @@ def rss_bytes() -> int:
     return held
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that this process could still take, in bytes.
+
+    Of main memory that is what the system has and what the control groups of a container leave.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    return min([available, *_left_in_container()])
+
+
+def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return the bytes that a container's limit leaves, [] where there is none; file caches can be given up."""
+    for limit, used, stat, cache in [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ]:
+        try:
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            lines = [line.split() for line in (folder / stat).read_text().splitlines()]
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        return [most - now + sum(int(line[1]) for line in lines if line[0] == cache)]
+    return []
+
+
 def versions() -> dict[str, str | None]:
     """Return the versions that can change a result, for the config saved beside it; None where not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

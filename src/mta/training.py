@@ -36,6 +36,7 @@ from mta.lora.adapter import Adapter, adapter_from_tensors
 from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.lora.stacked import TrainableStack
+from mta.memory import fit_passes
 from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.runtime import hand_back_memory, out_of_memory, release_memory
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
@@ -121,11 +122,13 @@ def train(
     Raises:
         ConfigError: jobs that cannot share a stack, or equal job ids.
         DataError: a job without rows.
+        ModelError: the device's memory does not suffice for a single row.
     """
     if not jobs:
         return
     _check(jobs)
     dtype = dtype or torch.promote_types(base.dtype, torch.float32)
+    engine = fit_passes(base, jobs, engine)
     run = _Engine(base, jobs, engine, dtype)
     fingerprint = sha256_json([jobs_fingerprint(jobs, engine.slots), base.fingerprint, str(base.dtype), str(dtype)])
     if checkpoint is not None and (state := load_state(checkpoint, fingerprint)) is not None:

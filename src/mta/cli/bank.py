@@ -150,11 +150,11 @@ def _show_plan(
     as_json: bool,
 ) -> None:
     """Show what `build` would do; the base model's weights are not loaded."""
+    from mta.bank_costs import bank_costs
     from mta.bank_plan import plan_bank
     from mta.base_model import load_base_shape
     from mta.cli.loading import load_users
     from mta.encoders import load_encoder
-    from mta.memory import bank_costs
     from mta.tasks import get_task
     from mta.vector_cache import default_cache
 

@@ -1,0 +1,86 @@
+"""What training a planned bank would be and take: anchors, examples, updates, disk and memory.
+
+Example:
+    >>> shape = load_base_shape("smollm2-135m", dtype="bfloat16")
+    >>> bank_costs(shape, plan, engine=EngineConfig()).memory.total / 2**30
+    2.4
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mta.bank_plan import BankPlan
+from mta.base_model import BaseModel
+from mta.config import EngineConfig
+from mta.lora.adapter import AdapterSum, Recipe
+from mta.memory import BYTES_PER_VALUE, TrainingMemory, size_text, training_memory
+from mta.runtime import free_bytes, rss_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BankCosts:
+    """What the training of a bank would be and take."""
+
+    asked: int
+    """Anchors asked for."""
+    anchors: int
+    """Anchors that would be trained."""
+    examples: int
+    updates: int
+    """Of all anchors together, unless some stop early."""
+    longest_row: int
+    """Tokens of the longest training example."""
+    file_bytes: int
+    """Of the anchors' adapters on disk."""
+    device: str
+    memory: TrainingMemory
+    process_bytes: int
+    """What the process holds besides, now: libraries and encoders."""
+    free_bytes: int
+    """What the device has left for all this now."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the costs as texts, for a table."""
+        memory = self.memory
+        return [
+            ("anchors asked / trained", f"{self.asked} / {self.anchors}"),
+            ("training examples", f"{self.examples:,}"),
+            ("updates", f"{self.updates:,}"),
+            ("longest example", f"{self.longest_row:,} tokens"),
+            ("adapters on disk", size_text(self.file_bytes)),
+            (f"memory of the {self.device} at the peak", size_text(memory.total)),
+            ("  base model", size_text(memory.weights)),
+            ("  adapters in training", size_text(memory.slots)),
+            (f"  one pass over {memory.tokens:,} tokens", size_text(memory.largest_pass)),
+            (f"free memory of the {self.device} now", size_text(self.free_bytes)),
+            ("libraries and encoders, in main memory", size_text(self.process_bytes)),
+        ]
+
+
+def bank_costs(shape: BaseModel, plan: BankPlan, *, engine: EngineConfig) -> BankCosts:
+    """Return what training a planned bank would be and take.
+
+    Args:
+        shape: the base model without values, from `load_base_shape`.
+        plan: the bank's anchors.
+        engine: packing.
+
+    Raises:
+        DataError: no anchor has a training example.
+    """
+    rank = plan.config.population_train.rank if plan.config.population_beneath else 0
+    jobs = plan.jobs(beneath=Recipe("planned", rank, lambda: AdapterSum(())) if rank else None)
+    shapes = shape.shapes(plan.config.train.target_modules).values()
+    return BankCosts(
+        asked=plan.asked,
+        anchors=len(jobs),
+        examples=sum(len(job.rows) for job in jobs),
+        updates=sum(job.total for job in jobs),
+        longest_row=max(len(row) for job in jobs for row in job.rows),
+        file_bytes=BYTES_PER_VALUE * len(jobs) * sum(plan.config.train.rank * (a + b) for a, b in shapes),
+        device=shape.device.type,
+        memory=training_memory(shape, jobs, engine=engine),
+        process_bytes=rss_bytes(),
+        free_bytes=free_bytes(shape.device),
+    )
