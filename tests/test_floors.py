@@ -29,8 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # 4 the method
     (
-        "user_rows", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "weight_search", "personalize",
-        "users",
+        "user_rows", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "weight_search", "evidence",
+        "personalize", "users",
     ),
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),

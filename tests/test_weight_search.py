@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from mta.personalize import Resources, match_users, personalize_users
 from mta.seeds import stable_seed
 from mta.user_rows import user_rows
 from mta.weight_search import SearchConfig, search_weights
+from slow_merge import nats_under
 from small_world import ADAPT, ENCODER, ENGINE, OWN, PROMPTS, invented_bank, small_targets
 
 MERGE = MergeConfig(weights="search")
@@ -45,16 +45,8 @@ def rows(base: BaseModel) -> dict[str, tuple[TokenRow, ...]]:
 
 
 def slow_cost(base: BaseModel, bank: Bank, match: Match, own: Sequence[TokenRow], penalty: float) -> float:
-    """Nats per answer token of a copy of the model with `sum_k w_k B_k A_k` in its weights, plus the penalty."""
-    model = copy.deepcopy(base.model)
-    for name, weight in zip(match.anchor_ids, match.weights, strict=True):
-        for module, factors in bank.adapter(name).modules.items():
-            model.get_submodule(module).weight.data += weight * factors.B @ factors.A
-    nats = 0.0
-    for row in own:
-        logits = model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0].log_softmax(-1)
-        places = range(len(row.prompt) - 1, len(row) - 1)
-        nats -= sum(float(logits[place, token]) for place, token in zip(places, row.answer, strict=True))
+    """Nats per answer token under the merged anchors, plus the penalty on the weights."""
+    nats = nats_under(base, bank, match.anchor_ids, match.weights, own)
     return nats / sum(len(row.answer) for row in own) + penalty * sum(map(abs, match.weights)) / len(match.weights)
 
 

@@ -29,7 +29,9 @@ QUERY_VALUE = ("q_proj", "v_proj")
 MAX_SEED = 2**32 - 1
 """Largest seed that scikit-learn's k-means takes."""
 
-WEIGHTS = ("similarity", "softmax", "uniform", "fixed", "inverted", "search")
+BY_HISTORY = ("search", "evidence")
+"""Ways to weigh the anchors of one user that ask the base model about the user's own history."""
+WEIGHTS = ("similarity", "softmax", "uniform", "fixed", "inverted", *BY_HISTORY)
 """Ways to weigh the anchors of one user."""
 
 T = TypeVar("T")
@@ -216,14 +218,20 @@ class MergeConfig:
     weights: str = "similarity"
     """"similarity" is the paper's Eq. 6; "softmax" of the similarities over `temperature`; "uniform" 1/K; "fixed" gives
     the nearest anchor `first_weight` and the others the rest in equal parts; "inverted" gives two anchors each other's
-    weight (the authors' released code); "search" finds the weights that explain the user's own history best."""
+    weight (the authors' released code); "search" finds the weights that explain the user's own history best;
+    "evidence" gives each anchor its posterior, by how likely it alone makes that history."""
     temperature: float = 0.05
     """Of "softmax": the smaller, the more the nearest anchor counts."""
     first_weight: float = 0.5
     """Of "fixed": the nearest anchor's weight."""
+    evidence_temperature: float = 10.0
+    """Of "evidence": what the history's log-likelihood is divided by; 1 is Bayes' rule as it stands."""
+    nobody: bool = False
+    """Of "evidence": nobody's adapter has a posterior too, which shrinks the merge where no anchor fits."""
 
     def __post_init__(self) -> None:
         _require_one_of(self, "mode", ("cat", "linear"))
+        _require_above_zero(self, "evidence_temperature")
         _require_one_of(self, "weights", WEIGHTS)
         _require_above_zero(self, "temperature")
         _require(0 <= self.first_weight <= 1, f"first_weight is {self.first_weight}; it must be from 0 to 1")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mta.config import MergeConfig
+from mta.config import BY_HISTORY, MergeConfig
 from mta.errors import ConfigError
 from mta.lora.adapter import Adapter, AdapterSum, cat, distance, mix_factors, require_one_weight_each, scale
 from mta.seeds import stable_seed
@@ -29,7 +29,7 @@ class Match:
     similarities: tuple[float, ...]
     """Cosine similarity to each anchor, highest first."""
     weights: tuple[float, ...]
-    """Merge weight of each anchor, in the same order; they sum to 1, unless they were searched for."""
+    """Merge weight of each anchor, in the same order; they sum to 1, unless the user's own history made them."""
 
 
 def cosine_similarity(users: Tensor, anchors: Tensor) -> Tensor:
@@ -145,6 +145,27 @@ def softmax_weights(similarities: Tensor, temperature: float) -> Tensor:
     return torch.softmax(similarities.double() / temperature, dim=0)
 
 
+def posterior_weights(prior: Tensor, nats: Tensor, *, temperature: float, nobody: float | None = None) -> Tensor:
+    """Turn what the user's own examples cost under each of K anchors into merge weights.
+
+    Bayes' rule with a tempered likelihood: w_k ~ prior_k exp(-nats_k / temperature). "Nobody" is one more hypothesis
+    with the prior of an average anchor, whose weight is left out of the result.
+
+    Args:
+        prior: (K,) >= 0, not all 0.
+        nats: (K,) negative log-likelihood of all the user's examples under each anchor.
+        temperature: above 0; 1 takes the likelihood as it is, infinity leaves the prior.
+        nobody: their negative log-likelihood without any anchor; None: not considered.
+
+    Returns:
+        (K,) >= 0; their sum is 1, or below where nobody's adapter does well.
+    """
+    if nobody is not None:
+        prior = torch.cat([prior, prior.mean()[None]])
+        nats = torch.cat([nats, nats.new_tensor([nobody])])
+    return torch.softmax(prior.double().log() - nats.double() / temperature, dim=0)[: len(nats) - (nobody is not None)]
+
+
 def fixed_weights(count: int, first: float) -> Tensor:
     """Return (count,) weights: `first` for the nearest anchor, the rest in equal parts; 1 for an only anchor.
 
@@ -169,13 +190,13 @@ def check_weights(config: MergeConfig, *, top_k: int) -> None:
 
 
 def reweigh(match: Match, config: MergeConfig) -> Match:
-    """Return a match with the weights that `config` asks for; "search" starts from those of Eq. 6, which stay.
+    """Return a match with the weights that `config` asks for; "search" and "evidence" start from those of Eq. 6.
 
     Raises:
         ConfigError: "inverted" weights of other than two anchors.
     """
     similarities = torch.tensor(match.similarities, dtype=torch.float64)
-    if config.weights in ("similarity", "search"):
+    if config.weights in ("similarity", *BY_HISTORY):
         return match
     check_weights(config, top_k=len(match.weights))
     if config.weights == "inverted":

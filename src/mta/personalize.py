@@ -23,9 +23,10 @@ import torch
 from mta.adaptation import Adaptation, adapt_users
 from mta.bank import Bank
 from mta.base_model import BaseModel
-from mta.config import EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
+from mta.config import BY_HISTORY, EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
 from mta.encoders import Encoder, document_vectors, load_encoder
 from mta.errors import BankError
+from mta.evidence import weigh_by_evidence
 from mta.files import sha256_json
 from mta.generation import Request, generate
 from mta.lora.adapter import AdapterSum, Recipe
@@ -245,10 +246,10 @@ def match_users(users: Sequence[User], resources: Resources) -> dict[str, Match]
         progress=resources.progress,
     )
     weighed = {name: reweigh(match, resources.merge) for name, match in found.items()}
-    return _searched(users, resources, weighed) if resources.merge.weights == "search" else weighed
+    return _weighed_by_history(users, resources, weighed) if resources.merge.weights in BY_HISTORY else weighed
 
 
-def _searched(users: Sequence[User], resources: Resources, matches: Mapping[str, Match]) -> dict[str, Match]:
+def _weighed_by_history(users: Sequence[User], resources: Resources, matches: Mapping[str, Match]) -> dict[str, Match]:
     """Weigh the anchors by what explains each user's own history best."""
     rows = {
         user.user_id: user_rows(
@@ -256,14 +257,15 @@ def _searched(users: Sequence[User], resources: Resources, matches: Mapping[str,
         ).rows
         for user in users
     }
-    return search_weights(
+    seeded = partial(search_weights, config=SearchConfig(seed=resources.adapt.seed))
+    weigh = seeded if resources.merge.weights == "search" else weigh_by_evidence
+    return weigh(
         resources.base,
         resources.need_bank(),
         matches,
         rows,
         merging=resources.merge,
         engine=resources.engine,
-        config=SearchConfig(seed=resources.adapt.seed),
         progress=resources.progress,
     )
 

@@ -12,7 +12,7 @@ import torch
 from helpers import tiny_base
 from mta.bank_building import build_bank
 from mta.baselines.methods import METHODS, PARTS, RAG_MTA_K
-from mta.config import MergeConfig
+from mta.config import BY_HISTORY, MergeConfig
 from mta.evaluation.predict import examples_of
 from mta.lora.adapter import Adapter
 from mta.merging import Match, merge_cat, merge_linear, random_anchors
@@ -63,7 +63,9 @@ def made(served: Personalized) -> Adapter:
     return served.adapter.parts().whole()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if PARTS[name].merged and "search" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in PARTS if PARTS[name].merged and PARTS[name].weights not in BY_HISTORY]
+)
 def test_what_a_row_merges_and_what_lies_on_top(name: str, have: Resources) -> None:
     people = METHODS[name](small_targets(), have).users
     merge = merge_linear if name.endswith("linear") else merge_cat
@@ -92,12 +94,14 @@ def test_rows_differ_where_they_should(have: Resources) -> None:
         assert made(nearest[name]).fingerprint() != made(drawn[name]).fingerprint()
 
 
-@pytest.mark.parametrize("name", ["mta-search", "merged-only-search"])
-def test_searched_weights_are_those_of_the_search(name: str, have: Resources) -> None:
-    searched = match_users(small_targets(), replace(have, merge=MergeConfig(weights="search")))
-    people = METHODS[name](small_targets(), have).users
-    assert {user_id: served.match for user_id, served in people.items()} == searched
-    assert all((served.updates > 0) == (name == "mta-search") for served in people.values())
+@pytest.mark.parametrize("weights", BY_HISTORY)
+@pytest.mark.parametrize("stem", ["mta", "merged-only"])
+def test_weights_by_history_are_what_the_history_says(stem: str, weights: str, have: Resources) -> None:
+    found = match_users(small_targets(), replace(have, merge=MergeConfig(weights=weights)))
+    people = METHODS[f"{stem}-{weights}"](small_targets(), have).users
+    assert {user_id: served.match for user_id, served in people.items()} == found
+    assert found != match_users(small_targets(), have)
+    assert all((served.updates > 0) == (stem == "mta") for served in people.values())
 
 
 def test_rag_and_mta_show_more_items_in_adaptation_and_answers_over_the_same_bank(have: Resources) -> None:

@@ -65,11 +65,13 @@ PARTS: Mapping[str, Parts] = MappingProxyType(
         "merged-only-random": Parts(adapted=False, anchors="random"),
         "merged-only-uniform": Parts(adapted=False, weights="uniform"),
         "merged-only-search": Parts(adapted=False, weights="search"),
+        "merged-only-evidence": Parts(adapted=False, weights="evidence"),
         "adapt-only": Parts(merged=False),
         "mta": Parts(),
         "mta-linear": Parts(mode="linear"),
         "mta-softmax": Parts(weights="softmax"),
         "mta-search": Parts(weights="search"),
+        "mta-evidence": Parts(weights="evidence"),
         "random-anchors": Parts(anchors="random"),
         "uniform-weights": Parts(weights="uniform"),
     }

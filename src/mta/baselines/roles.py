@@ -36,11 +36,13 @@ FORMS = (
     "mta-linear",
     "mta-softmax",
     "mta-search",
+    "mta-evidence",
     "rag+mta",
     "adapt-only",
     "merged-only",
     "merged-only-linear",
     "merged-only-search",
+    "merged-only-evidence",
 )
 """Merge-then-adapt, whole and in parts; none of them competes with another."""
 PRIOR = "+prior"

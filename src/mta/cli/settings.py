@@ -192,6 +192,8 @@ MERGE = (
     Setting("--weights", MergeConfig, "weights", ("merge",), "Matching and merging", WEIGHTS),
     Setting("--temperature", MergeConfig, "temperature", ("merge",), "Matching and merging"),
     Setting("--first-weight", MergeConfig, "first_weight", ("merge",), "Matching and merging"),
+    Setting("--evidence-temperature", MergeConfig, "evidence_temperature", ("merge",), "Matching and merging"),
+    Setting("--nobody", MergeConfig, "nobody", ("merge",), "Matching and merging"),
 )
 ENGINE = (
     Setting("--slots", EngineConfig, "slots", ("engine",), "Speed"),
