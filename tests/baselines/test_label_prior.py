@@ -182,6 +182,45 @@ def test_strength_against_a_slow_search() -> None:
     assert choice.strength > 0
 
 
+def test_strength_and_temperature_together_against_a_slow_search() -> None:
+    """Scores three times too sure of themselves: dividing them comes before adding the prior."""
+    rng = random.Random(5)
+    ratios = {name: {label: rng.gauss(0, 1) for label in "abc"} for name in ("ann", "bob")}
+    rows = []
+    for number in range(100):
+        name = ("ann", "bob")[number % 2]
+        scores = {label: rng.gauss(0, 1) for label in "abc"}
+        gold = max("abc", key=lambda label: scores[label] + ratios[name][label] - math.log(rng.expovariate(1)))
+        rows.append(scored({label: 3 * score for label, score in scores.items()}, gold=gold, user_id=name))
+    warm, strengths = [4.0, 1.0, 2.8, 2.0], [0.0, 1.0, 2.0]
+    choice = choose_strength(rows, ratios, strengths, warm)
+
+    def slow(strength: float, temperature: float) -> float:
+        total = 0.0
+        for row in rows:
+            own = ratios[row.user_id]
+            sums = {label: row.label_scores[label] / temperature + strength * own[label] for label in "abc"}
+            total += math.log(sum(map(math.exp, sums.values()))) - sums[row.gold]
+        return total / len(rows)
+
+    best = min(((strength, one) for strength in strengths for one in warm), key=lambda pair: slow(*pair))
+    assert (choice.strength, choice.temperature) == best
+    assert choice.temperature > 1
+    assert choice.nll_by_strength == pytest.approx({s: min(slow(s, one) for one in warm) for s in strengths})
+    row = rows[0]
+    after = with_prior(row, ratios["ann"], *best)
+    wanted = {label: row.label_scores[label] / best[1] + best[0] * ratios["ann"][label] for label in "abc"}
+    assert after.label_scores == pytest.approx(wanted)
+    assert after.nll == pytest.approx(math.log(sum(map(math.exp, wanted.values()))) - wanted[row.gold])
+
+
+def test_of_equal_temperatures_the_one_nearest_to_1_is_chosen() -> None:
+    even = [scored({"a": -1.0, "b": -1.0})]
+    assert choose_strength(even, {}, [0.0], [4.0, 0.5, 1.4]).temperature == 1.4, (
+        "and nobody needs a prior at strength 0"
+    )
+
+
 def test_ties_go_to_the_smaller_strength_whatever_the_order_of_the_grid() -> None:
     choice = choose_strength([scored({"a": -1.0, "b": -1.0})], {"ann": {"a": 0.0, "b": 0.0}}, [2.0, 1.0, 0.0])
     assert choice.strength == 0.0
@@ -228,6 +267,14 @@ def test_strength_must_be_a_number_from_zero(strength: float) -> None:
         with_prior(scored({"a": 0.0}), {"a": 0.0}, strength)
     with pytest.raises(ConfigError, match="strength"):
         choose_strength([scored({"a": 0.0})], {"ann": {"a": 0.0}}, [0.0, strength])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_temperature_must_be_a_number_above_zero(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        with_prior(scored({"a": 0.0}), {"a": 0.0}, 1.0, temperature)
+    with pytest.raises(ConfigError, match="temperature"):
+        choose_strength([scored({"a": 0.0})], {"ann": {"a": 0.0}}, [0.0], [1.0, temperature])
 
 
 def test_shares_of_another_task_are_refused() -> None:

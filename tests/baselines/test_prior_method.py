@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
+from mta.baselines.label_prior import TEMPERATURES, choose_strength, log_prior_ratio, pool_shares, with_prior
 from mta.baselines.methods import METHODS, beside_priors, depends_on_seed, find_method, methods_for
 from mta.baselines.prior_method import JUDGES, judges_of
 from mta.errors import ConfigError, NotFound
@@ -52,6 +52,33 @@ def test_answers_are_those_of_the_method_corrected_with_the_strength_of_the_pool
     corrected = find_method("mta+prior")(targets, have)
     assert answers(corrected, have) == wanted
     assert corrected.chosen == {"prior strength": strength}
+
+
+def test_calibrated_answers_are_those_of_the_method_at_the_pools_temperature_and_strength(have: Resources) -> None:
+    targets = world()[1]
+    shares = pool_shares(have.task, have.pool)
+    judges = judges_of(have)
+    ratios = {user.user_id: log_prior_ratio(user, shares, have.task) for user in (*judges, *targets)}
+    judged = answers(METHODS["mta"](judges, have), have)
+    choice = choose_strength(judged, ratios, temperatures=TEMPERATURES)
+    corrected = find_method("mta+calibrated")(targets, have)
+    plain = answers(METHODS["mta"](targets, have), have)
+    wanted = [with_prior(row, ratios[row.user_id], choice.strength, choice.temperature) for row in plain]
+    assert answers(corrected, have) == wanted
+    assert corrected.chosen == {"prior strength": choice.strength, "temperature": choice.temperature}
+
+
+def test_where_labels_mean_nothing_a_temperature_alone_is_chosen(
+    have: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mta.baselines.prior_method.prior_fits", lambda task: False)
+    targets = world()[1]
+    corrected = find_method("base+calibrated")(targets, have)
+    assert list(corrected.chosen) == ["temperature"]
+    warm = corrected.chosen["temperature"]
+    plain = answers(METHODS["base"](targets, have), have)
+    assert answers(corrected, have) == [with_prior(row, {}, 0.0, warm) for row in plain]
+    assert warm != 1, "a random model is not calibrated"
 
 
 def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
@@ -119,6 +146,9 @@ def test_a_set_stands_for_its_methods() -> None:
 def test_which_tasks_have_them() -> None:
     asked = ["mta", "mta+prior", "classical"]
     assert methods_for(get_task("lamp-2"), asked) == asked
+    assert methods_for(get_task("lamp-1"), ["mta+calibrated"]) == ["mta+calibrated"]
+    with pytest.raises(ConfigError, match=r"method mta\+calibrated means nothing for lamp-4"):
+        methods_for(get_task("lamp-4"), ["mta+calibrated"])
     with pytest.raises(ConfigError, match=r"method mta\+prior means nothing for lamp-1"):
         methods_for(get_task("lamp-1"), asked)
     assert methods_for(get_task("lamp-1"), ["mta", "classical"]) == ["mta", "classical"]
@@ -128,7 +158,7 @@ def test_which_tasks_have_them() -> None:
     assert not depends_on_seed("classical")
 
 
-@pytest.mark.parametrize("name", ["nothing+prior", "majority+prior", "classical+prior", "+prior"])
+@pytest.mark.parametrize("name", ["nothing+prior", "majority+prior", "classical+prior", "+prior", "lead+calibrated"])
 def test_what_has_no_label_scores_has_no_prior(name: str) -> None:
     with pytest.raises(NotFound, match=r"unknown method|has no label scores to correct"):
         find_method(name)

@@ -7,7 +7,10 @@ independent given the label combine as
 
 so the correction is the log of the person's share of each label over the pool's. Shares are smoothed towards the
 pool's: a person without history, or one with the pool's own shares, changes nothing. A strength, chosen on users of the
-pool, says how much of the correction is used; 0 switches it off.
+pool, says how much of the correction is used; 0 switches it off. Scores that are too sure of themselves may be divided
+by a temperature first, chosen likewise:
+
+    scores / temperature + strength * log(person's share / pool's share)
 
 Pure functions of histories and predictions; no model, no file.
 
@@ -38,6 +41,8 @@ SMOOTHING = 5.0
 """Answers that the pool's shares count for beside a person's own."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Strengths tried for a language model; above 1 where its label scores are too sure of themselves."""
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0)
+"""Temperatures tried for a language model's label scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,9 @@ class StrengthChoice:
 
     strength: float
     nll_by_strength: Mapping[float, float]
-    """Strength -> mean nll of the gold label in nats, strengths ascending."""
+    """Strength -> mean nll of the gold label in nats at the best temperature, strengths ascending."""
+    temperature: float = 1.0
+    """The temperature that goes with it."""
 
 
 def prior_fits(task: Task) -> bool:
@@ -161,20 +168,31 @@ def log_shares(scores: Array) -> Array:
     return np.asarray(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
 
 
-def with_prior(prediction: Prediction, ratio: Mapping[str, float], strength: float) -> Prediction:
+def with_prior(
+    prediction: Prediction, ratio: Mapping[str, float], strength: float, temperature: float = 1.0
+) -> Prediction:
     """Add `strength` times the log prior ratio to a prediction's label scores, and answer anew from the sum.
 
     The best label becomes label and text; the nll is that of the gold among the labels, None where the gold is none.
     A prediction without label scores comes back unchanged.
 
+    Args:
+        prediction: with label scores, in nats.
+        ratio: label -> log prior ratio; not looked at where the strength is 0.
+        strength: 0 or more.
+        temperature: what the label scores are divided by before; above 0.
+
     Raises:
-        ConfigError: the ratio lacks one of the scored labels, or the strength is below 0 or not finite.
+        ConfigError: the ratio lacks one of the scored labels, or a number is out of range or not finite.
     """
     _require_strength(strength)
+    _require_temperature(temperature)
     if not prediction.label_scores:
         return prediction
     labels = list(prediction.label_scores)
-    scores = _scores(prediction) + strength * _in_order(labels, ratio, what="prior ratio", positive=False)
+    scores = _scores(prediction) / temperature
+    if strength > 0:
+        scores = scores + strength * _in_order(labels, ratio, what="prior ratio", positive=False)
     best = labels[int(scores.argmax())]
     known = prediction.gold in labels
     return replace(
@@ -190,21 +208,27 @@ def choose_strength(
     predictions: Sequence[Prediction],
     ratios: Mapping[str, Mapping[str, float]],
     grid: Sequence[float] = STRENGTHS,
+    temperatures: Sequence[float] = (1.0,),
 ) -> StrengthChoice:
-    """Choose the strength with the smallest mean nll of the gold label; of equal ones the smaller.
+    """Choose strength and temperature with the smallest mean nll of the gold label.
+
+    Of equal ones the smaller strength is chosen, then the temperature nearer to 1.
 
     Args:
         predictions: answers to queries of pool users, never of targets; those without label scores or without a
             known gold label are passed over.
         ratios: user id -> log prior ratio, from a history that does not hold the query.
         grid: strengths to try; 0 is among them.
+        temperatures: temperatures to try with each of them.
 
     Raises:
-        ConfigError: the grid lacks 0, or holds a strength below 0.
+        ConfigError: the grid lacks 0, or holds a strength below 0, or a temperature is not above 0.
         DataError: nothing to choose on, or a user without a ratio.
     """
     for strength in grid:
         _require_strength(strength)
+    for temperature in temperatures:
+        _require_temperature(temperature)
     if 0 not in grid:
         raise ConfigError(
             f"the strengths to try are {list(grid)}; 0 must be among them, or the prior cannot be refused"
@@ -216,18 +240,26 @@ def choose_strength(
             "label; give predictions of a label task for pool users whose answers are known"
         )
     lacking = sorted({row.user_id for row in known} - ratios.keys())
-    if lacking:
+    if lacking and any(grid):
         raise DataError(
             f"cannot choose the prior's strength: user {lacking[0]!r} (of {len(lacking)}) has no prior ratio; "
             "make one for every pool user with log_prior_ratio"
         )
-    tried = sorted(set(map(float, grid)))
-    nll_by_strength = {strength: _mean_nll(known, ratios, strength) for strength in tried}
-    return StrengthChoice(min(tried, key=lambda strength: nll_by_strength[strength]), nll_by_strength)
+    warm = sorted(set(map(float, temperatures)), key=lambda temperature: abs(math.log(temperature)))
+    nll_by_strength: dict[float, float] = {}
+    best_temperature: dict[float, float] = {}
+    for strength in sorted(set(map(float, grid))):
+        nlls = {temperature: _mean_nll(known, ratios, strength, temperature) for temperature in warm}
+        best_temperature[strength] = min(warm, key=lambda temperature: nlls[temperature])
+        nll_by_strength[strength] = nlls[best_temperature[strength]]
+    strength = min(nll_by_strength, key=lambda strength: nll_by_strength[strength])
+    return StrengthChoice(strength, nll_by_strength, best_temperature[strength])
 
 
-def _mean_nll(predictions: Sequence[Prediction], ratios: Mapping[str, Mapping[str, float]], strength: float) -> float:
-    nlls = (with_prior(row, ratios[row.user_id], strength).nll for row in predictions)
+def _mean_nll(
+    predictions: Sequence[Prediction], ratios: Mapping[str, Mapping[str, float]], strength: float, temperature: float
+) -> float:
+    nlls = (with_prior(row, ratios.get(row.user_id, {}), strength, temperature).nll for row in predictions)
     return math.fsum(nll for nll in nlls if nll is not None) / len(predictions)
 
 
@@ -252,6 +284,11 @@ def _in_order(
 def _require_strength(strength: float) -> None:
     if not 0 <= strength < math.inf:
         raise ConfigError(f"the prior's strength is {strength}; it must be 0 or more and finite")
+
+
+def _require_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"the temperature is {temperature}; it must be above 0 and finite")
 
 
 def _require_prior(task: Task) -> None:

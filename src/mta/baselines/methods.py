@@ -19,10 +19,10 @@ from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.baselines.per_pcs import PerPcsConfig, per_pcs
 from mta.baselines.population import population, population_adapt, population_matched_adapt
-from mta.baselines.prior_method import with_label_prior
+from mta.baselines.prior_method import with_calibration, with_label_prior
 from mta.baselines.proper import proper
 from mta.baselines.rag import rag
-from mta.baselines.roles import PRIOR
+from mta.baselines.roles import CALIBRATED, PRIOR, stem_of
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
@@ -132,6 +132,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
+CORRECTIONS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
+    {PRIOR: with_label_prior, CALIBRATED: with_calibration}
+)
+"""Ending of a name -> how it changes the answers of the method before it."""
 ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(
     {
         **{name: partial(control_fits, name) for name in CONTROLS},
@@ -176,17 +180,18 @@ def depends_on_seed(name: str) -> bool:
 
 
 def find_method(name: str) -> Method:
-    """Return the method called `name`; with the ending "+prior", the method before it under the label prior.
+    """Return the method called `name`; with an ending, the method before it with corrected label scores.
 
     Raises:
         NotFound: there is none; the message lists those there are, and the names of sets.
     """
-    stem = name.removesuffix(PRIOR)
+    stem = stem_of(name)
     if stem not in METHODS:
         raise unknown_name("method", name, [*METHODS, *SETS])
-    if stem != name and stem in WITHOUT_MODEL:
-        raise NotFound(f"method {name!r} does not exist: {stem} has no label scores to correct; leave the {PRIOR} out")
-    return METHODS[name] if stem == name else with_label_prior(METHODS[stem])
+    ending = name.removeprefix(stem)
+    if ending and stem in WITHOUT_MODEL:
+        raise NotFound(f"method {name!r} does not exist: {stem} has no label scores to correct; leave the {ending} out")
+    return CORRECTIONS[ending](METHODS[stem]) if ending else METHODS[stem]
 
 
 def methods_for(task: Task, names: Sequence[str]) -> list[str]:
@@ -217,7 +222,7 @@ def beside_priors(names: Sequence[str], task: Task) -> list[str]:
         raise ConfigError(
             f"label priors mean nothing for {task.task_id}, whose answers are no fixed labels; leave them out"
         )
-    done = (*WITHOUT_MODEL, *(name for name in names if name.endswith(PRIOR)))
+    done = (*WITHOUT_MODEL, *(name for name in names if stem_of(name) != name))
     return [row for name in names for row in ((name,) if name in done else (name, f"{name}{PRIOR}"))]
 
 
@@ -237,6 +242,9 @@ def over_task_adapter(names: Sequence[str]) -> list[str]:
 
 def fits(name: str, task: Task) -> bool:
     """Tell whether a method means something for a task."""
-    if name.endswith(PRIOR):
-        return prior_fits(task) and fits(name.removesuffix(PRIOR), task)
+    if name.endswith(PRIOR) and not prior_fits(task):
+        return False
+    if name.endswith(CALIBRATED) and not task.labels:
+        return False
+    name = stem_of(name)
     return name not in ONLY_FOR or ONLY_FOR[name](task)

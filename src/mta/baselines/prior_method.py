@@ -1,17 +1,27 @@
 """Any method that scores labels, corrected by what the person usually answers (see `label_prior`).
 
-The strength of the correction is chosen on users of the pool who are no anchors: they are personalized by the same
-method, and their queries, whose answers the pool's file holds, say which strength fits. Targets play no part.
+The strength of the correction, and where asked for the temperature of the scores, are chosen on users of the pool who
+are no anchors: they are personalized by the same method, and their queries, whose answers the pool's file holds, say
+what fits. Targets play no part. Where labels have no meaning of their own there is no prior, and a temperature alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from mta.baselines.label_prior import choose_strength, log_prior_ratio, pool_shares, with_prior
+from mta.baselines.label_prior import (
+    STRENGTHS,
+    TEMPERATURES,
+    StrengthChoice,
+    choose_strength,
+    log_prior_ratio,
+    pool_shares,
+    prior_fits,
+    with_prior,
+)
 from mta.data.people import find_people, rule_for
 from mta.evaluation.predict import predict
 from mta.personalize import PersonalizedUsers, Resources
@@ -28,58 +38,82 @@ UNJUDGED_STRENGTH = 1.0
 """Strength where there are fewer: Bayes' rule as it stands."""
 
 
-def with_label_prior(
-    method: Callable[[Sequence[User], Resources], PersonalizedUsers],
-) -> Callable[[Sequence[User], Resources], PersonalizedUsers]:
+Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
+
+
+def with_label_prior(method: Method) -> Method:
     """Return the method with every answer corrected by the person's label prior."""
-    return partial(_serve, method)
+    return partial(_serve, method, temperatures=(1.0,))
+
+
+def with_calibration(method: Method) -> Method:
+    """Return the method with label scores divided by a temperature, and corrected by the prior where there is one."""
+    return partial(_serve, method, temperatures=TEMPERATURES)
 
 
 def _serve(
-    method: Callable[[Sequence[User], Resources], PersonalizedUsers], users: Sequence[User], resources: Resources
+    method: Method, users: Sequence[User], resources: Resources, *, temperatures: Sequence[float]
 ) -> PersonalizedUsers:
-    shares = pool_shares(resources.task, resources.pool)
-    ratio = partial(log_prior_ratio, pool_shares=shares, task=resources.task)
-    choice = _strength(method, resources, ratio)
+    judges = judges_of(resources)
+    ratios = _ratios([*judges, *users], resources)
+    choice, seconds = _choose(method, judges, resources, ratios, temperatures)
     people = method(users, resources)
     return replace(
         people,
         users={
-            name: replace(person, finish=partial(with_prior, ratio=ratio(person.user), strength=choice.strength))
+            name: replace(
+                person,
+                finish=partial(
+                    with_prior, ratio=ratios[name], strength=choice.strength, temperature=choice.temperature
+                ),
+            )
             for name, person in people.users.items()
         },
-        shared_seconds=people.shared_seconds + choice.train_seconds,
-        chosen={**people.chosen, "prior strength": choice.strength},
+        shared_seconds=people.shared_seconds + seconds,
+        chosen={**people.chosen, **_told(choice, resources, temperatures)},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """A strength, and what the training of those who judged it took."""
-
-    strength: float
-    train_seconds: float = 0.0
+def _told(choice: StrengthChoice, resources: Resources, temperatures: Sequence[float]) -> dict[str, float]:
+    """Return what was chosen, by name; what could not be chosen otherwise is left out."""
+    strength = {"prior strength": choice.strength} if prior_fits(resources.task) else {}
+    return {**strength, **({"temperature": choice.temperature} if len(temperatures) > 1 else {})}
 
 
-def _strength(
-    method: Callable[[Sequence[User], Resources], PersonalizedUsers],
+def _ratios(users: Sequence[User], resources: Resources) -> dict[str, dict[str, float]]:
+    """Return each user's log prior ratio, {} where the task has no prior."""
+    if not prior_fits(resources.task):
+        return {user.user_id: {} for user in users}
+    shares = pool_shares(resources.task, resources.pool)
+    return {user.user_id: log_prior_ratio(user, shares, resources.task) for user in users}
+
+
+def _choose(
+    method: Method,
+    judges: Sequence[User],
     resources: Resources,
-    ratio: Callable[[User], dict[str, float]],
-) -> _Choice:
-    judges = judges_of(resources)
+    ratios: Mapping[str, Mapping[str, float]],
+    temperatures: Sequence[float],
+) -> tuple[StrengthChoice, float]:
+    """Choose on the judges; return the choice and the seconds that the judges' training took."""
+    strengths = STRENGTHS if prior_fits(resources.task) else (0.0,)
     if len(judges) < FEWEST_JUDGES:
+        unjudged = min(UNJUDGED_STRENGTH, max(strengths))
         log.warning(
             "besides the anchors, %d people of the pool have a query with an answer, and it takes %d to choose on; "
-            "label priors get strength %g",
-            *(len(judges), FEWEST_JUDGES, UNJUDGED_STRENGTH),
+            "label priors get strength %g, label scores stay as they are",
+            *(len(judges), FEWEST_JUDGES, unjudged),
         )
-        return _Choice(UNJUDGED_STRENGTH)
+        return StrengthChoice(unjudged, {}), 0.0
     people = method(judges, resources)
     with resources.progress("label prior") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
-    choice = choose_strength(list(made.rows), {user.user_id: ratio(user) for user in judges})
-    log.info("label prior: strength %g, chosen on %d pool users", choice.strength, len(judges))
-    return _Choice(choice.strength, people.train_seconds)
+    choice = choose_strength(list(made.rows), ratios, strengths, temperatures)
+    log.info(
+        "label scores: prior strength %g, temperature %g, chosen on %d pool users",
+        *(choice.strength, choice.temperature, len(judges)),
+    )
+    return choice, people.train_seconds
 
 
 def judges_of(resources: Resources) -> list[User]:

@@ -47,11 +47,18 @@ FORMS = (
 """Merge-then-adapt, whole and in parts; none of them competes with another."""
 PRIOR = "+prior"
 """Ending of a name: the method before it, its label scores corrected by the person's label prior."""
+CALIBRATED = "+calibrated"
+"""Ending of a name: the method before it, its label scores divided by a temperature and corrected by the prior."""
+
+
+def stem_of(name: str) -> str:
+    """Return the method whose answers a row corrects; a row that corrects none is its own."""
+    return name.removesuffix(PRIOR).removesuffix(CALIBRATED)
 
 
 def is_control(name: str) -> bool:
-    """Tell whether a row is a control, under the label prior or not."""
-    return name.removesuffix(PRIOR) in CONTROLS
+    """Tell whether a row is a control, with corrected label scores or not."""
+    return stem_of(name) in CONTROLS
 
 
 def is_rival(name: str, method: str) -> bool:
@@ -59,7 +66,7 @@ def is_rival(name: str, method: str) -> bool:
 
     Other forms are, for "mta", `FORMS`, and for any method those whose name goes on after its own, as "oppu-k0" does.
     """
-    stem, own = name.removesuffix(PRIOR), method.removesuffix(PRIOR)
+    stem, own = stem_of(name), stem_of(method)
     if stem in CONTROLS or (stem in FORMS and own in FORMS):
         return False
     return stem != own and not stem.startswith(f"{own}-")

@@ -24,7 +24,7 @@ from typing import Any
 
 from mta.base_model import BaseModel
 from mta.baselines.methods import PARTS, depends_on_seed, find_method
-from mta.baselines.roles import PRIOR
+from mta.baselines.roles import stem_of
 from mta.config import to_dict
 from mta.data.people import person_names, rule_for
 from mta.errors import ConfigError, unknown_name
@@ -229,7 +229,7 @@ def _has_effect(over: str, method: str) -> bool:
     """Tell whether a method may change with a setting."""
     if not depends_on_seed(method):
         return False
-    stem = method.removesuffix(PRIOR)
+    stem = stem_of(method)
     parts = PARTS.get(stem)
     if parts is None:
         return over in RIVALS_FOLLOW.get(stem, (over,))
