@@ -74,6 +74,23 @@ def test_min_history_is_exclusive_and_the_dropped_cluster_is_reported() -> None:
     assert groups[selection.anchors[0].index] == 1
 
 
+def test_the_most_active_user_whose_answers_vary_enough_is_taken() -> None:
+    """In the first group the most active always answers the same; in the second all do."""
+    vectors, groups = blobs([3, 2])
+    ids, config = list("abcde"), AnchorConfig(bank_size=2, min_history=5, min_label_entropy=0.5)
+    sizes, entropies = [40, 20, 30, 50, 60], [0.0, 0.9, 0.5, 0.4, 0.0]
+    selection = select_anchors(vectors, sizes, user_ids=ids, config=config, label_entropies=entropies)
+    assert [anchor.user_id for anchor in selection.anchors] == ["c"], "at the least entropy itself one is let in"
+    (dropped,) = selection.dropped
+    assert dropped.cluster == selection.clusters[3]
+    assert dropped.reason == "no user whose own answers have an entropy of 0.5 nats or more"
+    assert groups[2] == 0
+    everybody = select_anchors(vectors, sizes, user_ids=ids, config=config)
+    assert {anchor.user_id for anchor in everybody.anchors} == {"a", "e"}
+    with pytest.raises(ConfigError, match=r"answers with an entropy of 0\.5 nats"):
+        select_anchors(vectors, sizes, user_ids=ids, config=config, label_entropies=[0.0] * 5)
+
+
 def test_no_anchor_at_all_says_what_to_lower() -> None:
     with pytest.raises(ConfigError, match=r"longest history in the pool has 10.*more than 10.*lower --min-history"):
         select(blobs([4, 4])[0], [10] * 8, bank_size=2)

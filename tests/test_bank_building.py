@@ -308,6 +308,9 @@ def test_a_pool_that_teaches_nothing_is_refused(tmp_path, base) -> None:
         build(tmp_path, base, pool=[User("a", ()), User("b", ())])
     with pytest.raises(ConfigError, match="bank_size asks for 3 clusters, but the pool has 2 users"):
         build(tmp_path, base, pool=[person("a"), person("b")])
+    varied = replace(BANK, anchors=replace(BANK.anchors, min_label_entropy=0.5))
+    with pytest.raises(ConfigError, match="no history holds a label of own"):
+        build(tmp_path, base, varied)
 
 
 def test_a_bank_whose_anchors_all_diverge_is_refused(tmp_path, base) -> None:

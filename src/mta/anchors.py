@@ -66,28 +66,40 @@ class AnchorSelection:
 
 
 def select_anchors(
-    vectors: Tensor, history_sizes: Sequence[int], *, user_ids: Sequence[str], config: AnchorConfig
+    vectors: Tensor,
+    history_sizes: Sequence[int],
+    *,
+    user_ids: Sequence[str],
+    config: AnchorConfig,
+    label_entropies: Sequence[float] | None = None,
 ) -> AnchorSelection:
     """Choose the anchors of a pool: cluster the users, take the most active of each cluster.
 
-    A cluster gives no anchor when its most active user has too short a history, or when there are fewer distinct
-    vectors than clusters; `dropped` says which and why.
+    A cluster gives no anchor when its most active user has too short a history, when all its users answer too much the
+    same, or when there are fewer distinct vectors than clusters; `dropped` says which and why.
 
     Args:
         vectors: (U, D) user vectors.
         history_sizes: history items of each user, in the same order.
         user_ids: id of each user, in the same order.
-        config: clusters asked for, shortest history, and the settings of k-means.
+        config: clusters asked for, shortest history, least entropy, and the settings of k-means.
+        label_entropies: of each user's own answers, in nats; None where nobody is to be refused for it.
 
     Raises:
         ConfigError: more clusters than users are asked for, the arguments differ in length, or no cluster has a
-            user with enough history.
+            user with enough history and entropy.
         DataError: an id appears twice, or a vector is not finite.
     """
     _check_pool(vectors, history_sizes, user_ids, config)
     clusters = cluster_users(vectors, config)
+    varied = [True] * len(clusters)
+    if label_entropies is not None:
+        varied = [entropy >= config.min_label_entropy for entropy in label_entropies]
     anchors, dropped = [], []
-    for cluster, index in most_active_users(clusters, history_sizes).items():
+    for cluster in sorted(set(clusters) - {each for each, able in zip(clusters, varied, strict=True) if able}):
+        reason = f"no user whose own answers have an entropy of {config.min_label_entropy:g} nats or more"
+        dropped.append(DroppedCluster(cluster, reason))
+    for cluster, index in most_active_users(clusters, history_sizes, varied).items():
         size = history_sizes[index]
         if size > config.min_history:
             anchors.append(Anchor(user_ids[index], index, cluster, size))
@@ -100,11 +112,17 @@ def select_anchors(
     if not anchors:
         raise ConfigError(
             f"no anchor left: the longest history in the pool has {max(history_sizes)} items, and an anchor needs "
-            f"more than {config.min_history}; lower --min-history or give a pool with longer histories"
+            f"more than {config.min_history}{_and_entropy(config)}; lower --min-history or give a pool with longer "
+            "histories"
         )
     if dropped:
         logger.info("anchors: %d clusters asked, %d kept", config.bank_size, len(anchors))
     return AnchorSelection(tuple(anchors), clusters, config.bank_size, tuple(dropped))
+
+
+def _and_entropy(config: AnchorConfig) -> str:
+    least = config.min_label_entropy
+    return f", and answers with an entropy of {least:g} nats (--min-label-entropy)" if least else ""
 
 
 def cluster_users(vectors: Tensor, config: AnchorConfig) -> tuple[int, ...]:
@@ -132,7 +150,9 @@ def cluster_users(vectors: Tensor, config: AnchorConfig) -> tuple[int, ...]:
     return tuple(int(label) for label in labels)
 
 
-def most_active_users(clusters: Sequence[int], history_sizes: Sequence[int]) -> dict[int, int]:
+def most_active_users(
+    clusters: Sequence[int], history_sizes: Sequence[int], able: Sequence[bool] | None = None
+) -> dict[int, int]:
     """Find the user with the longest history in each cluster.
 
     Source: MTA Eq. 3   u*_v = argmax_{u in C_v} |H_u|
@@ -140,12 +160,16 @@ def most_active_users(clusters: Sequence[int], history_sizes: Sequence[int]) -> 
     Args:
         clusters: cluster v of each user.
         history_sizes: |H_u| of each user, in the same order.
+        able: whether each user may be taken; None: all may.
 
     Returns:
-        Cluster -> index of its user, clusters ascending; of equally active users the first.
+        Cluster -> index of its user, clusters ascending; of equally active users the first. Clusters of nobody who may
+        be taken are left out.
     """
     best: dict[int, int] = {}
     for index, cluster in enumerate(clusters):
+        if able is not None and not able[index]:
+            continue
         if cluster not in best or history_sizes[index] > history_sizes[best[cluster]]:
             best[cluster] = index
     return dict(sorted(best.items()))

@@ -19,6 +19,7 @@ from mta.lora.adapter import Recipe
 from mta.progress import Progress, silent
 from mta.prompt_tokens import PromptTokenizer
 from mta.records import User
+from mta.tasks.labels import label_entropies
 from mta.tasks.task import Task
 from mta.training_plan import TrainJob
 from mta.user_rows import UserRows, user_rows
@@ -132,7 +133,11 @@ def _select(
     with progress("user vectors") as step:
         vectors = embed_users(encoder, users, task.item_text, cache=cache, on_progress=step)
     found = select_anchors(
-        vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=wanted
+        vectors,
+        [len(user.history) for user in users],
+        user_ids=[user.user_id for user in users],
+        config=wanted,
+        label_entropies=label_entropies(task, users) if wanted.min_label_entropy else None,
     )
     if len(found.anchors) < min_anchors:
         raise ConfigError(

@@ -99,6 +99,9 @@ class AnchorConfig:
     """Clusters asked for, so the largest possible number of anchors."""
     min_history: int = 10
     """An anchor must have MORE history items than this; a cluster whose most active user has not is dropped."""
+    min_label_entropy: float = 0.0
+    """Label tasks: an anchor's own answers must have at least this entropy in nats; who always answers the same teaches
+    an adapter nothing but that. 0 asks for none."""
     encoder: str = "deberta-v3-large"
     """Encoder of the item vectors: a short name from `mta models`, a hub id or a path."""
     seed: int = 42
@@ -110,6 +113,7 @@ class AnchorConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "bank_size", "n_init", "max_iter")
+        _require_at_least(self, 0, "min_label_entropy")
         _require_at_least(self, 0, "min_history")
         _require(0 <= self.seed <= MAX_SEED, f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 

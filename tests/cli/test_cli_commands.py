@@ -354,6 +354,7 @@ def test_anchors_say_what_was_asked_and_kept(films: Any, tmp_path: Path) -> None
     assert (found["asked"], found["kept"]) == (3, 3)
     assert json.loads((tmp_path / "a.json").read_text()) == found
     assert "an anchor needs more than 4" in mta(*words, "--min-history", 4).err
+    assert "entropy of 9 nats" in refused(*words, "--min-history", 3, "--min-label-entropy", 9)
 
 
 def test_retired_anchor_is_no_longer_matched(run_copy: Path, films: Any) -> None:

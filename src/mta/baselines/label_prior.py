@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from mta.errors import ConfigError, DataError
 from mta.records import Prediction, User
+from mta.tasks.labels import given_labels
 from mta.tasks.task import Task
 
 Array = NDArray[np.float64]
@@ -71,8 +72,7 @@ def own_labels(task: Task, user: User) -> list[str]:
         ConfigError: the task has no labels, or labels without a meaning of their own.
     """
     _require_prior(task)
-    answers = (task.normal_answer(item.get(task.output_field)) for item in user.history)
-    return [answer for answer in answers if answer in task.labels]
+    return given_labels(task, user)
 
 
 def label_shares(

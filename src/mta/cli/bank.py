@@ -62,6 +62,7 @@ def anchors(
     from mta.presets import find_preset
     from mta.runtime import choose_device
     from mta.tasks import get_task
+    from mta.tasks.labels import label_entropies
     from mta.vector_cache import default_cache
 
     found = get_task(task)
@@ -73,7 +74,11 @@ def anchors(
         cache = default_cache()
         vectors = embed_users(encoder, users, found.item_text, cache=cache, on_progress=step)
     chosen = select_anchors(
-        vectors, [len(user.history) for user in users], user_ids=[user.user_id for user in users], config=config
+        vectors,
+        [len(user.history) for user in users],
+        user_ids=[user.user_id for user in users],
+        config=config,
+        label_entropies=label_entropies(found, users) if config.min_label_entropy else None,
     )
     result = {"asked": chosen.asked, "kept": chosen.kept, **asdict(chosen)}
     if out:

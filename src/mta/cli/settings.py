@@ -181,6 +181,7 @@ _SHARED = "Of the anchors, and of adapters trained on everybody."
 
 BANK_SIZE = Setting("--bank-size", AnchorConfig, "bank_size", ("bank.anchors",), "Bank")
 MIN_HISTORY = Setting("--min-history", AnchorConfig, "min_history", ("bank.anchors",), "Bank")
+MIN_ENTROPY = Setting("--min-label-entropy", AnchorConfig, "min_label_entropy", ("bank.anchors",), "Bank")
 ENCODER = Setting("--encoder", AnchorConfig, "encoder", ("bank.anchors",), "Bank")
 SEED = Setting(
     "--seed", TrainConfig, "seed", (*_BOTH, "bank.anchors"), "Training", note="Of k-means and of the options as well."
@@ -202,12 +203,14 @@ ENGINE = (
 ANCHORS = (
     BANK_SIZE,
     MIN_HISTORY,
+    MIN_ENTROPY,
     ENCODER,
     Setting("--seed", AnchorConfig, "seed", ("bank.anchors",), "Bank"),
 )
 BANK = (
     BANK_SIZE,
     MIN_HISTORY,
+    MIN_ENTROPY,
     ENCODER,
     Setting("--match-encoder", MatchConfig, "encoder", ("bank.match",), "Bank"),
     Setting("--document", MatchConfig, "document", ("bank.match",), "Bank", ("item_mean", "first512")),
