@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 2 tensors, no model and no file: the paper's maths
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.stacked",
-        "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts", "lora.expert_training",
+        "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts", "lora.expert_training", "lora.core",
         "block_attention", "row_grid", "rms_norm", "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
@@ -29,8 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # 4 the method
     (
-        "user_rows", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "weight_search", "evidence",
-        "personalize", "users",
+        "user_rows", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "compact", "weight_search",
+        "evidence", "personalize", "users",
     ),
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),

@@ -31,6 +31,8 @@ MAX_SEED = 2**32 - 1
 
 BY_HISTORY = ("search", "evidence")
 """Ways to weigh the anchors of one user that ask the base model about the user's own history."""
+FORMS = ("lora", "core", "coefficients", "core+lora", "coefficients+lora")
+"""What of a user is trained."""
 WEIGHTS = ("similarity", "softmax", "uniform", "fixed", "inverted", *BY_HISTORY)
 """Ways to weigh the anchors of one user."""
 
@@ -126,6 +128,10 @@ class TrainConfig:
     """Rank r of the adapter."""
     alpha: float = 16.0
     """LoRA alpha; the delta is (alpha / rank) * B @ A."""
+    form: str = "lora"
+    """"lora" trains an adapter; "core" a matrix between the factors of what lies beneath, "coefficients" a weight of
+    each of its parts, layer by layer: kilobytes a user; "core+lora" and "coefficients+lora" both. Where nothing lies
+    beneath, an adapter is trained."""
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Last name parts of the linear layers that get an adapter."""
     train_a: bool = True
@@ -175,6 +181,7 @@ class TrainConfig:
         _require_above_zero(self, "alpha", "lr", "eps")
         _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share")
         _require_one_of(self, "schedule", ("cosine", "linear", "constant"))
+        _require_one_of(self, "form", FORMS)
         names = self.target_modules
         _require(
             isinstance(names, tuple) and bool(names) and all(isinstance(name, str) and name for name in names),
@@ -268,6 +275,9 @@ class BankConfig:
     """Training of that population adapter; its rank may differ from the anchors', its targets must be among theirs."""
 
     def __post_init__(self) -> None:
+        for name in ("train", "population_train"):
+            form = getattr(self, name).form
+            _require(form == "lora", f"{name}.form is {form!r}; what lies beneath users is an adapter, form 'lora'")
         wider = sorted(set(self.population_train.target_modules) - set(self.train.target_modules))
         _require(
             not (self.population_beneath and wider),

@@ -23,6 +23,7 @@ import torch
 from mta.adaptation import Adaptation, adapt_users
 from mta.bank import Bank
 from mta.base_model import BaseModel
+from mta.compact import kind_of, own_rank
 from mta.config import BY_HISTORY, EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
 from mta.encoders import Encoder, document_vectors, load_encoder
 from mta.errors import BankError
@@ -38,6 +39,7 @@ from mta.prompting import render
 from mta.records import Example, Prediction, Prompt, Query, User
 from mta.tasks.examples import BM25, Retriever, query_examples
 from mta.tasks.task import Task
+from mta.training_store import StoredAdapter
 from mta.user_rows import user_rows
 from mta.vector_cache import VectorCache
 from mta.weight_search import SearchConfig, search_weights
@@ -182,17 +184,24 @@ def _put_together(
 
 
 def _adapt(users: Sequence[User], resources: Resources, beneath: Mapping[str, Recipe], name: str) -> Adaptation:
+    train = _form_for(resources.adapt, beneath)
     return adapt_users(
         resources.base,
         resources.task,
         users,
         resources.folder / name,
         beneath=beneath,
-        train=resources.adapt,
+        train=train,
         prompts=resources.prompts,
         engine=resources.engine,
+        kind=kind_of(train),
         progress=resources.progress,
     )
+
+
+def _form_for(train: TrainConfig, beneath: Mapping[str, Recipe]) -> TrainConfig:
+    """Return the settings of users' own parts: where nothing lies beneath them, those of an adapter."""
+    return train if beneath else replace(train, form="lora")
 
 
 def _personalized(
@@ -203,24 +212,26 @@ def _personalized(
     own: Adaptation,
 ) -> Personalized:
     stored = own.adapters.get(user.user_id)
-    own_part = stored.recipe(resources.base, rank=resources.adapt.rank) if stored else None
-    parts = [part for part in (beneath.get(user.user_id), own_part) if part]
+    train, under = _form_for(resources.adapt, beneath), beneath.get(user.user_id)
+    own_part = stored.recipe(resources.base, rank=own_rank(train, under), beneath=under) if stored else None
     return Personalized(
         user=user,
         task=resources.task,
-        adapter=stack_recipes(parts),
+        adapter=stack_recipes([part for part in (under, own_part) if part]),
         render=renderer(resources.task, resources.prompts),
         prompts=resources.prompts,
         match=matches.get(user.user_id),
         updates=stored.note.updates if stored else 0,
-        adapter_bytes=_stored_bytes(resources) if stored else 0,
+        adapter_bytes=_stored_bytes(stored, resources.base, train) if stored else 0,
         note=own.skipped.get(user.user_id, ""),
     )
 
 
-def _stored_bytes(resources: Resources) -> int:
-    shapes = resources.base.shapes(resources.adapt.target_modules).values()
-    return sum(4 * resources.adapt.rank * (d_out + d_in) for d_out, d_in in shapes)
+def _stored_bytes(stored: StoredAdapter, base: BaseModel, train: TrainConfig) -> int:
+    if train.form != "lora":
+        return sum(4 * tensor.numel() for tensor in stored.tensors(base).values())
+    shapes = base.shapes(train.target_modules).values()
+    return sum(4 * train.rank * (d_out + d_in) for d_out, d_in in shapes)
 
 
 def renderer(task: Task, prompts: PromptConfig) -> Callable[[Example], Prompt]:

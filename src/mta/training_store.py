@@ -21,7 +21,8 @@ from mta.config import EngineConfig
 from mta.errors import DataError, MtaError
 from mta.files import read_json, safe_name, sha256_json, write_json
 from mta.folder_lock import alone_in_folder
-from mta.lora.adapter import Adapter, Recipe, as_sum
+from mta.lora.adapter import Adapter, AdapterSum, Recipe, as_sum
+from mta.lora.core import own_part
 from mta.training import Trained, TrainProgress, finish_checkpoint, train
 from mta.training_checkpoint import job_fingerprint, jobs_fingerprint
 from mta.training_plan import TrainJob
@@ -67,9 +68,19 @@ class StoredAdapter:
         """Read what was trained, whatever kind it is; checks the file and the base model."""
         return load_trained(self.path, base=base)[0]
 
-    def recipe(self, base: BaseModel, *, rank: int) -> Recipe:
-        """Return the adapter as a recipe that reads the file when it is needed."""
-        return Recipe(self.note.fingerprint, rank, lambda: as_sum(self.load(base)))
+    def recipe(self, base: BaseModel, *, rank: int, beneath: Recipe | None = None) -> Recipe:
+        """Return the adapter as a recipe that reads the file when it is needed.
+
+        Args:
+            base: the model it was trained on.
+            rank: of the adapter.
+            beneath: what it was trained over; needed for what was trained inside of that.
+        """
+
+        def made() -> AdapterSum:
+            return as_sum(own_part(beneath.parts() if beneath else None, self.tensors(base)))
+
+        return Recipe(self.note.fingerprint, rank, made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -461,6 +461,26 @@ def test_repeated_runs_are_pooled_and_each_is_the_run_alone(tmp_path: Path) -> N
     assert not (tmp_path / "both" / "seed-6" / "predictions" / "base.json").exists(), "nothing in it depends on a seed"
 
 
+@pytest.mark.parametrize("form", ["core", "coefficients+lora"])
+def test_compact_parts_are_run_kept_and_loaded_like_adapters(tmp_path: Path, form: str) -> None:
+    """Rows without anything beneath train an adapter; what is loaded gives the answers of the run."""
+    config = replace(CONFIG, methods=("adapt-only", "population-adapt", "mta"), adapt=replace(CONFIG.adapt, form=form))
+    pool, targets = small_world()
+    scores = run(pool, targets, config, tmp_path / "run").scores["methods"]
+    plain = run(pool, targets, replace(config, adapt=CONFIG.adapt), tmp_path / "plain").scores["methods"]
+    assert scores["adapt-only"]["metrics"] == plain["adapt-only"]["metrics"]
+    assert scores["mta"]["metrics"]["nll"] != plain["mta"]["metrics"]["nll"]
+    if form == "core":
+        assert scores["mta"]["adapter_bytes_per_user"] < plain["mta"]["adapter_bytes_per_user"]
+    base = load_base_model("tiny-random")
+    people = [load_user(user, run=tmp_path / "run", base=base) for user in targets]
+    again = predict(people, base=base, engine=config.engine).rows
+    kept = {
+        row["query_id"]: row["nll"] for row in read_json(tmp_path / "run" / "predictions" / "mta.json")["predictions"]
+    }
+    assert {row.query_id: row.nll for row in again} == pytest.approx(kept, abs=1e-4)
+
+
 def test_repeated_runs_continue_and_reuse(tmp_path: Path) -> None:
     config = replace(CONFIG, methods=("base", "mta"), seeds=(5, 6))
     first = run(*small_world(), config, tmp_path / "run")

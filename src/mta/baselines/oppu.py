@@ -52,7 +52,13 @@ def oppu(users: Sequence[User], resources: Resources, *, config: OppuConfig, nam
     if config.history_k is not None:
         prompts = replace(prompts, history_k=config.history_k)
     adapt = resources.adapt
-    train = replace(adapt, rank=config.rank, alpha=adapt.scaling * config.rank, target_modules=config.target_modules)
+    train = replace(
+        adapt,
+        form="lora",
+        rank=config.rank,
+        alpha=adapt.scaling * config.rank,
+        target_modules=config.target_modules,
+    )
     asked = replace(resources, prompts=prompts, adapt=train)
     if config.task_adapt == "none":
         return adapt_over(users, asked, beneath={}, name=name)

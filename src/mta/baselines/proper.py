@@ -121,7 +121,7 @@ def proper(
     matches = _nearest(users, bank, resources)
     groups = train_groups(resources, config, folder)
     weights = {name: groups.weights(match, config) for name, match in matches.items()}
-    train = replace(resources.adapt, target_modules=config.target_modules, train_a=True)
+    train = replace(resources.adapt, form="lora", target_modules=config.target_modules, train_a=True)
     kind = UserRouters(groups.experts, weights, routed=config.user_router == "lora-aware")
     own = adapt_users(
         resources.base,

@@ -95,11 +95,15 @@ def whole_adapter(adapters: Path, user_id: str, *, bank: Bank, method: str = "mt
     settings = _settings(adapters, method)
     parts = PARTS[method]
     found: list[Adapter] = []
+    beneath = None
     if parts.merged:
         settings.check_bank(bank, adapters)
-        found.append(merged_recipe(settings.match(user_id), bank, settings.merge).make())
+        beneath = merged_recipe(settings.match(user_id), bank, settings.merge).parts()
+        found.append(beneath.whole())
     if parts.adapted:
-        own = stored_adapter(adapters, user_id, method, settings, base_fingerprint=bank.base_fingerprint)
+        own = stored_adapter(
+            adapters, user_id, method, settings, base_fingerprint=bank.base_fingerprint, beneath=beneath
+        )
         found += [own] if own else []
     note = settings.skipped.get(user_id, "") if parts.adapted else ""
     if not found:

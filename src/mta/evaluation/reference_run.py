@@ -140,16 +140,12 @@ def served_users(run: FinishedRun, targets: Sequence[User]) -> list[ServedUser]:
             "give the target users of that run, all of them"
         )
     rows = _predictions(run.predictions)
-    served = [
-        ServedUser(
-            user,
-            matches[user.user_id],
-            merged_recipe(matches[user.user_id], run.bank, run.merge),
-            _own(run, user) if PARTS[run.method].adapted else None,
-            tuple(row for row in rows if row.user_id == user.user_id),
-        )
-        for user in targets
-    ]
+    served = []
+    for user in targets:
+        merged = merged_recipe(matches[user.user_id], run.bank, run.merge)
+        own = _own(run, user, merged) if PARTS[run.method].adapted else None
+        answers = tuple(row for row in rows if row.user_id == user.user_id)
+        served.append(ServedUser(user, matches[user.user_id], merged, own, answers))
     _check_belonging(run, served)
     return served
 
@@ -172,10 +168,10 @@ def _predictions(path: Path) -> list[Prediction]:
         raise DataError(f"{path} is not a predictions file ({error}); delete it and run again") from error
 
 
-def _own(run: FinishedRun, user: User) -> Recipe | None:
+def _own(run: FinishedRun, user: User, merged: Recipe) -> Recipe | None:
     """Return the user's own adapter, or None where the run gave the user none."""
     known, folder, base = run.adapters, run.folder / "adapters", run.base.fingerprint
-    own = stored_adapter(folder, user.user_id, run.method, known, base_fingerprint=base)
+    own = stored_adapter(folder, user.user_id, run.method, known, base_fingerprint=base, beneath=merged.parts())
     return Recipe(known.users[user.user_id], own.rank, lambda: as_sum(own)) if own else None
 
 

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mta.adapter_files import load_adapter
+from mta.adapter_files import load_trained
 from mta.bank import Bank, history_fingerprint
 from mta.baselines.methods import PARTS
 from mta.config import MergeConfig, from_dict, to_dict
 from mta.errors import AdapterError, BankError, DataError, MtaError, NotFound, StorageError, unknown_name
 from mta.files import read_json, safe_name, write_json
-from mta.lora.adapter import Adapter, recipe
+from mta.lora.adapter import Adapter, AdapterSum, Recipe, recipe
+from mta.lora.core import own_part
 from mta.merging import Match
 from mta.personalize import (
     Personalized,
@@ -127,7 +128,7 @@ def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: st
         elif PARTS[name].adapted:
             skipped.pop(user_id, None)
             histories[user_id] = history_fingerprint(person.user)
-            users[user_id] = str(load_adapter(_file(resources.folder, name, user_id))[1].get("fingerprint"))
+            users[user_id] = str(load_trained(_file(resources.folder, name, user_id))[1].get("fingerprint"))
     write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped, "histories": histories})
     return path
 
@@ -167,7 +168,7 @@ def restore_users(users: Sequence[User], resources: Resources, *, method: str) -
             settings.check_history(user)
         match = matches.get(user.user_id)
         beneath = [merged_recipe(match, resources.need_bank(), merge)] if match else []
-        own = _own(user, resources, method, settings)
+        own = _own(user, resources, method, settings, beneath)
         people[user.user_id] = Personalized(
             user=user,
             task=resources.task,
@@ -180,17 +181,39 @@ def restore_users(users: Sequence[User], resources: Resources, *, method: str) -
     return PersonalizedUsers(people)
 
 
-def _own(user: User, resources: Resources, method: str, settings: AdapterSettings | None) -> Adapter | None:
+def _own(
+    user: User, resources: Resources, method: str, settings: AdapterSettings | None, beneath: Sequence[Recipe]
+) -> Adapter | None:
     if settings is None:
         return None
-    fingerprint = resources.base.fingerprint
-    return stored_adapter(resources.folder, user.user_id, method, settings, base_fingerprint=fingerprint)
+    return stored_adapter(
+        resources.folder,
+        user.user_id,
+        method,
+        settings,
+        base_fingerprint=resources.base.fingerprint,
+        beneath=beneath[0].parts() if beneath else None,
+    )
 
 
 def stored_adapter(
-    folder: Path, user_id: str, name: str, settings: AdapterSettings, *, base_fingerprint: str
+    folder: Path,
+    user_id: str,
+    name: str,
+    settings: AdapterSettings,
+    *,
+    base_fingerprint: str,
+    beneath: AdapterSum | None,
 ) -> Adapter | None:
     """Read one user's own adapter; None for a user of whom it is recorded why there is none.
+
+    Args:
+        folder: of all methods' adapters.
+        user_id: whose.
+        name: the method.
+        settings: its record.
+        base_fingerprint: of the base model that the adapter is for.
+        beneath: what it was trained over, where there is something.
 
     Raises:
         NotFound: no adapter was trained for the user.
@@ -203,7 +226,7 @@ def stored_adapter(
         raise NotFound(
             f"{folder} has no {name} adapter of user {user_id!r}; adapt this user first, or ask for merged-only"
         )
-    adapter, note = load_adapter(path)
+    tensors, note = load_trained(path)
     if note.get("base_fingerprint") != base_fingerprint:
         raise AdapterError(
             f"{path} was trained on base model {note.get('base')!r} ({str(note.get('base_fingerprint'))[:12]}), wanted "
@@ -217,7 +240,7 @@ def stored_adapter(
         raise AdapterError(f"{path} was trained with other settings or data than recorded; adapt this user again")
     if note.get("diverged"):
         raise AdapterError(f"{path} is of a training that diverged; adapt this user again with a lower learning rate")
-    return adapter
+    return own_part(beneath, tensors)
 
 
 def read_settings(folder: Path, name: str) -> AdapterSettings:
