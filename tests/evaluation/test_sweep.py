@@ -93,7 +93,7 @@ def test_banks_of_several_sizes_share_trained_anchors(tmp_path: Path) -> None:
         tmp_path / "alone",
         "merged-only",
     )
-    assert scores["methods"]["3"]["metrics"] == pytest.approx(alone)
+    assert scores["methods"]["3"]["metrics"] == pytest.approx(alone, rel=1e-5)  # temperatures magnify rounding
 
 
 def test_weights_of_a_point_are_the_fixed_ones(tmp_path: Path) -> None:

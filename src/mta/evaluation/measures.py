@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mta.errors import unknown_name
+from mta.evaluation.calibration import calibrated_nats, has_scored_gold
 from mta.metrics import METRICS, Array, Metric, mean_of_sums, pooled_statistics
 from mta.records import Prediction
 
@@ -56,6 +57,14 @@ def _nll_rows(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array
     return np.array(known, dtype=np.float64) if _complete("nll", len(known), len(predictions)) else None
 
 
+def _calibrated_rows(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array | None:
+    """(N, 2) rows of nats at other people's temperature and 1, whose sums give nats per question."""
+    known = [prediction for prediction in predictions if has_scored_gold(prediction)]
+    if not _complete("nll_calibrated", len(known), len(predictions)):
+        return None
+    return np.stack([calibrated_nats(known), np.ones(len(known))], axis=1)
+
+
 def _complete(part: str, known: int, wanted: int) -> bool:
     """Tell whether all predictions have the part; a score over some of them would compare unequal queries."""
     if 0 < known < wanted:
@@ -90,15 +99,17 @@ MEASURES: dict[str, Measure] = {
         _on_label(METRICS["accuracy"], "label acc"),
         _on_label(METRICS["mae"], "label MAE"),
         Measure("nll", "NLL", False, _nll_rows, mean_of_sums),
+        Measure("nll_calibrated", "NLL cal.", False, _calibrated_rows, mean_of_sums),
     )
 }
 
 
 def measure_names(metrics: Sequence[str]) -> list[str]:
     """List what is measured for a task with these official metrics: they, label scores, and NLL."""
-    extras = ["label_accuracy"] if {"accuracy", "mae"} & set(metrics) else []
+    labelled = {"accuracy", "mae"} & set(metrics)
+    extras = ["label_accuracy"] if labelled else []
     extras += ["label_mae"] if "mae" in metrics else []
-    return list(dict.fromkeys([*metrics, *extras, "nll"]))
+    return list(dict.fromkeys([*metrics, *extras, "nll", *(["nll_calibrated"] if labelled else [])]))
 
 
 def find_measure(name: str) -> Measure:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ def score_predictions(
         DataError: no predictions, a gold answer a metric cannot use, or seeds that answered different queries.
         ConfigError: `resamples` is below 1.
     """
-    table = _rows(predictions, measure_names(metrics), labels)
+    table = _rows(_as_people(predictions, people), measure_names(metrics), labels)
     names, rows = list(table), list(table.values())
     joined = np.concatenate(rows, axis=1)
     sums = _sums_of(joined, _person_index(predictions, people))
@@ -166,6 +166,13 @@ def _rows(predictions: Sequence[Prediction], names: Sequence[str], labels: Seque
         raise DataError("cannot score: no predictions; a score needs at least one query with a gold answer")
     found = {name: find_measure(name).rows(predictions, labels) for name in names}
     return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _as_people(predictions: Sequence[Prediction], people: Mapping[str, str] | None) -> Sequence[Prediction]:
+    """Return predictions whose user ids are those of the people behind them."""
+    if not people:
+        return predictions
+    return [replace(prediction, user_id=person_of(prediction, people)) for prediction in predictions]
 
 
 def _person_index(predictions: Sequence[Prediction], people: Mapping[str, str] | None) -> IntArray:
@@ -257,7 +264,7 @@ def paired_difference(
     """
     a, b = _pair(a, b)
     value = find_measure(metric).value
-    rows_a, rows_b = (_needed_rows(predictions, metric, labels) for predictions in (a, b))
+    rows_a, rows_b = (_needed_rows(_as_people(predictions, people), metric, labels) for predictions in (a, b))
     person = _person_index(a, people)
     sums_a, sums_b = _sums_of(rows_a, person), _sums_of(rows_b, person)
     observed = float(value(sums_a.sum(axis=0)) - value(sums_b.sum(axis=0)))
