@@ -7,7 +7,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ def own_rank(config: TrainConfig, beneath: Recipe | None) -> int:
     """Return the rank of a user's own part as an adapter: what is trained inside a composition has that one's."""
     inside = beneath.rank if beneath and config.form != "lora" else 0
     return inside + rank_on_top(config)
+
+
+def form_for(config: TrainConfig, beneath: Mapping[str, Recipe]) -> TrainConfig:
+    """Return the settings of users' own parts: where nothing lies beneath them, those of an adapter."""
+    return config if beneath else replace(config, form="lora")
 
 
 def kind_of(config: TrainConfig) -> Kind:

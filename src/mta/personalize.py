@@ -23,7 +23,7 @@ import torch
 from mta.adaptation import Adaptation, adapt_users
 from mta.bank import Bank
 from mta.base_model import BaseModel
-from mta.compact import kind_of, own_rank
+from mta.compact import form_for, kind_of, own_rank
 from mta.config import BY_HISTORY, EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
 from mta.encoders import Encoder, document_vectors, load_encoder
 from mta.errors import BankError
@@ -70,6 +70,8 @@ class Personalized:
     """How the items shown beside a query are chosen."""
     answers: Callable[[Sequence[Example]], Sequence[Prediction]] | None = None
     """Answers of a method that does not ask the base model; None asks it."""
+    mixture: tuple[tuple[float, Personalized], ...] = ()
+    """Ways to serve the user whose answers are mixed, each with its weight; () means the adapter answers."""
     finish: Callable[[Prediction], Prediction] | None = None
     """Last change to each answer of the base model, for example by how often the user gives which label."""
 
@@ -120,6 +122,8 @@ class PersonalizedUsers:
     it, whoever else stands on it."""
     chosen: Mapping[str, float] = field(default_factory=dict)
     """Setting -> the value that this method chose on users of the pool."""
+    chosen_by_users: Mapping[str, int] = field(default_factory=dict)
+    """Way to serve -> how many users' own histories have chosen it."""
 
 
 def personalize_users(
@@ -184,7 +188,7 @@ def _put_together(
 
 
 def _adapt(users: Sequence[User], resources: Resources, beneath: Mapping[str, Recipe], name: str) -> Adaptation:
-    train = _form_for(resources.adapt, beneath)
+    train = form_for(resources.adapt, beneath)
     return adapt_users(
         resources.base,
         resources.task,
@@ -199,11 +203,6 @@ def _adapt(users: Sequence[User], resources: Resources, beneath: Mapping[str, Re
     )
 
 
-def _form_for(train: TrainConfig, beneath: Mapping[str, Recipe]) -> TrainConfig:
-    """Return the settings of users' own parts: where nothing lies beneath them, those of an adapter."""
-    return train if beneath else replace(train, form="lora")
-
-
 def _personalized(
     user: User,
     resources: Resources,
@@ -212,7 +211,7 @@ def _personalized(
     own: Adaptation,
 ) -> Personalized:
     stored = own.adapters.get(user.user_id)
-    train, under = _form_for(resources.adapt, beneath), beneath.get(user.user_id)
+    train, under = form_for(resources.adapt, beneath), beneath.get(user.user_id)
     own_part = stored.recipe(resources.base, rank=own_rank(train, under), beneath=under) if stored else None
     return Personalized(
         user=user,

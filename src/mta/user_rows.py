@@ -54,27 +54,70 @@ def user_rows(
         train: `max_items`, `held_out_share`, `allow_proxy` and `seed` are read.
         prompts: how examples are rendered.
     """
+    made = _made_from(task, user, train, prompts)
+    kept = _kept_ids(made, train)
+    return _split(tokens, task, user, made, set(kept), _held_out(kept, user.user_id, train), train, prompts)
 
-    def made_from(person: User) -> TrainingExamples:
-        return training_examples(
-            task, person, history_k=prompts.history_k, seed=train.seed, allow_proxy=train.allow_proxy
-        )
 
-    made = made_from(user)
-    kept_ids = [example.example_id for example in made.examples][-train.max_items :]
-    held_ids = _held_out(kept_ids, user.user_id, train)
+def fold_rows(
+    tokens: PromptTokenizer, task: Task, user: User, *, train: TrainConfig, prompts: PromptConfig, folds: int
+) -> list[UserRows]:
+    """Build a user's rows once for each fold of the examples, which is held out: every example once.
+
+    Args:
+        tokens: tokenizer of the base model.
+        task: what is asked.
+        user: whose history is used.
+        train: `max_items`, `allow_proxy` and `seed` are read.
+        prompts: how examples are rendered.
+        folds: folds asked for; a user has as many as examples at most.
+
+    Returns:
+        As many as there are folds; [] for a user of fewer than two examples.
+    """
+    made = _made_from(task, user, train, prompts)
+    kept = _kept_ids(made, train)
+    if len(kept) < 2:
+        return []
+    generator = torch.Generator().manual_seed(stable_seed(train.seed, "folds", user.user_id))
+    order = [kept[place] for place in torch.randperm(len(kept), generator=generator).tolist()]
+    return [
+        _split(tokens, task, user, made, set(kept), set(order[fold::folds]), train, prompts)
+        for fold in range(min(folds, len(kept)))
+    ]
+
+
+def _made_from(task: Task, user: User, train: TrainConfig, prompts: PromptConfig) -> TrainingExamples:
+    return training_examples(task, user, history_k=prompts.history_k, seed=train.seed, allow_proxy=train.allow_proxy)
+
+
+def _kept_ids(made: TrainingExamples, train: TrainConfig) -> list[str]:
+    return [example.example_id for example in made.examples][-train.max_items :]
+
+
+def _split(
+    tokens: PromptTokenizer,
+    task: Task,
+    user: User,
+    made: TrainingExamples,
+    kept_ids: set[str],
+    held_ids: set[str],
+    train: TrainConfig,
+    prompts: PromptConfig,
+) -> UserRows:
+    """Build rows of the kept examples but those held out, and rows of these."""
     learn, judge = made.examples, tuple[Example, ...]()
     if held_ids:
         shown = tuple(item for item in user.history if item.item_id not in held_ids)
-        learn = made_from(replace(user, history=shown)).examples
+        learn = _made_from(task, replace(user, history=shown), train, prompts).examples
         judge = tuple(
             example
             for item in user.history
             if item.item_id in held_ids
-            for example in made_from(replace(user, history=(*shown, item))).examples
+            for example in _made_from(task, replace(user, history=(*shown, item)), train, prompts).examples
             if example.example_id == item.item_id
         )
-    learn = tuple(example for example in learn if example.example_id in set(kept_ids))
+    learn = tuple(example for example in learn if example.example_id in kept_ids)
     return UserRows(
         user_id=user.user_id,
         rows=token_rows(tokens, task, learn, prompts),

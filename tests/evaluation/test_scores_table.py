@@ -54,7 +54,8 @@ def test_scores_have_the_form_of_the_file(tmp_path: Any) -> None:
     assert set(mta) == {
         *("metrics", "ci95", "updates_per_user", "adapter_bytes_per_user", "shared_train_seconds"),
         *("train_seconds", "predict_seconds"),
-        *("cut_prompts", "cut_training_prompts", "not_adapted", "chosen_on_pool", "seeds", "by_seed"),
+        *("cut_prompts", "cut_training_prompts", "not_adapted", "chosen_on_pool", "chosen_by_users"),
+        *("seeds", "by_seed"),
         "seed_sd",
     }
     assert set(mta["metrics"]) == set(mta["ci95"]) == {"accuracy", "macro_f1", "label_accuracy", "nll"}

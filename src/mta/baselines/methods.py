@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from mta.baselines.classical import CLASSICAL_ROWS, classical_fits
 from mta.baselines.classical_method import classical_method
+from mta.baselines.combined import CombineConfig, averaged_anchors, combined
 from mta.baselines.label_prior import prior_fits
 from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
@@ -127,6 +128,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "per-pcs-task": partial(per_pcs, config=PerPcsConfig(task_adapt="population"), name="per-pcs-task"),
         "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
+        "mta-gated": partial(combined, config=CombineConfig(how="gated"), name="mta-gated"),
+        "mta-averaged": partial(combined, config=CombineConfig(how="averaged"), name="mta-averaged"),
+        "averaged-anchors": averaged_anchors,
         "swapped-user": swapped_user,
         "rag+mta": rag_mta,
     }

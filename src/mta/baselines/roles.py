@@ -37,12 +37,15 @@ FORMS = (
     "mta-softmax",
     "mta-search",
     "mta-evidence",
+    "mta-gated",
+    "mta-averaged",
     "rag+mta",
     "adapt-only",
     "merged-only",
     "merged-only-linear",
     "merged-only-search",
     "merged-only-evidence",
+    "averaged-anchors",
 )
 """Merge-then-adapt, whole and in parts; none of them competes with another."""
 PRIOR = "+prior"

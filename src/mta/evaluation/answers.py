@@ -62,6 +62,7 @@ def method_record(
         cut_training_prompts=people.cut_rows,
         not_adapted=Counter(person.note for person in people.users.values() if person.note),
         chosen_on_pool=[people.chosen],
+        chosen_by_users=[people.chosen_by_users],
     )
 
 
@@ -124,12 +125,16 @@ def _saved(path: Path) -> dict[str, Any]:
 
 def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Task) -> str:
     """Return a SHA-256 over everything that decides one method's answers, the prompts as they are rendered included."""
-    asked = [
-        (name, person.adapter.fingerprint if person.adapter else None, to_dict(person.prompts), _questions(person))
-        for name, person in people.users.items()
-    ]
+    asked = [(name, *_asked(person)) for name, person in people.users.items()]
     decoding = [task.task_id, task.form, task.labels, task.max_new_tokens, task.repetition_penalty]
     return sha256_json([asked, base.fingerprint, base.tokens.fingerprint, str(base.dtype), decoding])
+
+
+def _asked(person: Personalized) -> tuple[Any, ...]:
+    """Return who answers which questions, of a mixture all its ways."""
+    who = person.adapter.fingerprint if person.adapter else None
+    ways = [(weight, *_asked(way)) for weight, way in person.mixture]
+    return who, to_dict(person.prompts), _questions(person), *([ways] if ways else [])
 
 
 def _questions(person: Personalized) -> list[Any]:

@@ -61,6 +61,7 @@ def method_notes(scores: Mapping[str, Any]) -> list[str]:
     notes = {
         "Trained on at most": capped_items(scores),
         "Chosen on users of the pool": chosen_on_pool(scores),
+        "Chosen by users' own histories, for how many": chosen_on_pool(scores, "chosen_by_users"),
         "Not adapted": not_adapted(scores),
         "Prompts cut to fit the model": cut_prompts(scores),
     }
@@ -81,12 +82,12 @@ def capped_items(scores: Mapping[str, Any]) -> str:
     return " and ".join(f"{cap} history items of {who}" for who, cap in caps.items())
 
 
-def chosen_on_pool(scores: Mapping[str, Any]) -> str:
+def chosen_on_pool(scores: Mapping[str, Any], key: str = "chosen_on_pool") -> str:
     """Name the settings that methods chose on users of the pool, with their values (of several runs in order)."""
     parts = []
     for name, method in scores["methods"].items():
         found: dict[str, list[str]] = {}
-        for run in method.get("chosen_on_pool") or ():
+        for run in method.get(key) or ():
             for setting, value in run.items():
                 found.setdefault(str(setting), []).append(f"{value:g}" if finite(value) is not None else str(value))
         if found:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
@@ -46,6 +48,8 @@ def predict(
         engine: packing.
         step: called with (queries answered, queries in all).
     """
+    if any(person.mixture for person in people):
+        return _predict_mixtures(people, base=base, engine=engine, step=step)
     rows: list[Prediction] = []
     cut = 0
     total = sum(len(person.user.queries) for person in people)
@@ -58,6 +62,53 @@ def predict(
             rows += person.answers(examples_of(person)) if person.answers else ()
         cut += sum(request.row.cut_words > 0 for _, request in asked)
     return Predictions(tuple(rows), cut)
+
+
+def _predict_mixtures(
+    people: Sequence[Personalized], *, base: BaseModel, engine: EngineConfig, step: Step | None
+) -> Predictions:
+    """Ask every way to serve each person, and mix what they answer."""
+    ways = {person.user.user_id: person.mixture or ((1.0, person),) for person in people}
+    rows: dict[tuple[str, str], list[tuple[float, Prediction]]] = {}
+    cut = 0
+    for place in range(max(map(len, ways.values()))):
+        asked = {name: each[place] for name, each in ways.items() if place < len(each)}
+        made = predict([way for _, way in asked.values()], base=base, engine=engine, step=step)
+        cut = max(cut, made.cut_prompts)
+        for row in made.rows:
+            rows.setdefault((row.user_id, row.query_id), []).append((asked[row.user_id][0], row))
+    return Predictions(tuple(mixed(each) for each in rows.values()), cut)
+
+
+def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
+    """Mix several answers to one question: probabilities add up by their weights.
+
+    p(label) = sum_w w p_w(label); of a text likewise the likelihood of the whole gold answer. The text is that of the
+    way with the most weight, or the likeliest label.
+
+    Args:
+        ways: (weight, prediction), the largest weight first; weights sum to 1.
+    """
+    first = ways[0][1]
+    if len(ways) == 1:
+        return first
+    logs = np.log([weight for weight, _ in ways])
+    if not first.label_scores:
+        known = [row.nll for _, row in ways if row.nll is not None]
+        nll = -float(np.logaddexp.reduce(logs - np.array(known))) if len(known) == len(ways) else None
+        return replace(first, nll=nll)
+    labels = list(first.label_scores)
+    scores = np.array([[row.label_scores[label] for label in labels] for _, row in ways])
+    shares = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    total = np.logaddexp.reduce(logs[:, None] + shares, axis=0)
+    best = labels[int(total.argmax())]
+    return replace(
+        first,
+        text=best,
+        label=best,
+        label_scores=dict(zip(labels, total.tolist(), strict=True)),
+        nll=-float(total[labels.index(first.gold)]) if first.gold in labels else None,
+    )
 
 
 def finished(people: Mapping[str, Personalized], rows: Sequence[Prediction]) -> list[Prediction]:

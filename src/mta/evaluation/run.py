@@ -187,6 +187,7 @@ def _joined(name: str, parts: Sequence[_Part], seeds: Sequence[int]) -> MethodRe
         shared_train_seconds=_mean([record.shared_train_seconds for record in records]),
         predict_seconds=_mean([record.predict_seconds for record in records]),
         chosen_on_pool=[chosen for record in records for chosen in record.chosen_on_pool],
+        chosen_by_users=[chosen for record in records for chosen in record.chosen_by_users],
     )
 
 

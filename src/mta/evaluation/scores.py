@@ -61,6 +61,8 @@ class MethodRecord:
     """Training examples of this method whose prompt was cut to fit the model."""
     not_adapted: Mapping[str, int] = field(default_factory=dict)
     """Reason -> users who were answered without an adapter of their own, though the method has one."""
+    chosen_by_users: Sequence[Mapping[str, int]] = ()
+    """One entry for each of the repeated runs: way to serve -> how many users' own histories have chosen it."""
     chosen_on_pool: Sequence[Mapping[str, float]] = ()
     """Setting -> the value that the method chose on users of the pool; one mapping for each of the repeated runs."""
 
@@ -256,6 +258,7 @@ def _method(
         **{name: finite(getattr(record, name)) for name in (*COSTS, *COUNTS)},
         "not_adapted": dict(record.not_adapted),
         "chosen_on_pool": [dict(chosen) for chosen in record.chosen_on_pool if chosen],
+        "chosen_by_users": [dict(chosen) for chosen in record.chosen_by_users if chosen],
     }
 
 

@@ -69,9 +69,10 @@ def _check_method(method: Any, where: str) -> None:
         _check_pair(pair, f"{metric!r} of {where}")
     if not isinstance(method.get("seeds", []), list | tuple):
         raise _unreadable(f"'seeds' of {where} is not a list")
-    chosen = method.get("chosen_on_pool", [])
-    if not isinstance(chosen, list | tuple) or not all(isinstance(one, Mapping) for one in chosen):
-        raise _unreadable(f"'chosen_on_pool' of {where} is not a list of objects")
+    for part in ("chosen_on_pool", "chosen_by_users"):
+        chosen = method.get(part, [])
+        if not isinstance(chosen, list | tuple) or not all(isinstance(one, Mapping) for one in chosen):
+            raise _unreadable(f"'{part}' of {where} is not a list of objects")
 
 
 def _check_card(card: Any) -> None:
