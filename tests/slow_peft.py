@@ -9,6 +9,7 @@ import torch
 
 from mta.base_model import BaseModel
 from mta.lora.stacked import initial_A
+from mta.seeds import stable_seed
 from mta.training_plan import TrainJob, learning_rate, update_examples
 
 
@@ -33,6 +34,8 @@ def peft_deltas(base: BaseModel, job: TrainJob) -> dict[str, torch.Tensor]:
         chosen = update_examples(len(job.rows), config, job_id=job.job_id, step=step)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step=step, total=job.total)
         optimizer.zero_grad()
+        for name, layer in layers.items():
+            layer.lora_dropout["default"] = Seen(seen(job, name, layer.in_features, step))
         peft_loss(model, [job.rows[i] for i in chosen]).backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
@@ -40,6 +43,24 @@ def peft_deltas(base: BaseModel, job: TrainJob) -> dict[str, torch.Tensor]:
         name: config.alpha / config.rank * layer.lora_B["default"].weight.data @ layer.lora_A["default"].weight.data
         for name, layer in layers.items()
     }
+
+
+class Seen(torch.nn.Module):
+    """Input features times 0 or 1 / (1 - p), in place of a random dropout."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.mask
+
+
+def seen(job: TrainJob, module: str, width: int, step: int) -> torch.Tensor:
+    """The features that one update of a job sees on a layer, as the engine draws them."""
+    share = job.config.dropout
+    generator = torch.Generator().manual_seed(stable_seed(job.config.seed, "dropout", job.job_id, str(step), module))
+    return (torch.rand(width, generator=generator) >= share).double() / (1 - share)
 
 
 def peft_loss(model: torch.nn.Module, rows) -> torch.Tensor:

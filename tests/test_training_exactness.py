@@ -35,10 +35,10 @@ def seven_jobs(base, *, frozen: bool, targets=ALL_LINEAR) -> list[TrainJob]:
     """Unequal histories, batch sizes, epochs, learning rates, clipping, weight decay, and two that stop early."""
     settings = [
         {"batch_size": 2},
-        {"batch_size": 3, "epochs": 1, "lr": 4e-3},
+        {"batch_size": 3, "epochs": 1, "lr": 4e-3, "dropout": 0.4},
         {"batch_size": 8, "epochs": 4, "weight_decay": 0.1},
         {"batch_size": 1, "epochs": 3, "clip_norm": 0.05},
-        {"batch_size": 2, "epochs": 15, "patience": 1, "lr": 4e-3, "held_out_share": 0.3},
+        {"batch_size": 2, "epochs": 15, "patience": 1, "lr": 4e-3, "held_out_share": 0.3, "dropout": 0.2},
         {"batch_size": 4, "schedule": "linear", "drop_last": True},
         {"batch_size": 2, "epochs": 5, "patience": 2, "max_updates": 7, "schedule": "constant", "held_out_share": 0.3},
     ]
@@ -88,11 +88,19 @@ def test_order_of_jobs_and_number_of_slots_do_not_matter():
         assert largest_difference(one[name].adapter, two[name].adapter) < 1e-12
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("train_a", [True, False], ids=["A-and-B", "B-only"])
-def test_trained_adapter_equals_plain_peft_and_torch_adamw(train_a):
+def test_trained_adapter_equals_plain_peft_and_torch_adamw(train_a, dropout):
     base = tiny_base()
     config = dataclasses.replace(
-        BASE_CONFIG, batch_size=3, epochs=3, weight_decay=0.05, clip_norm=0.1, lr=1e-2, train_a=train_a
+        BASE_CONFIG,
+        batch_size=3,
+        epochs=3,
+        weight_decay=0.05,
+        clip_norm=0.1,
+        lr=1e-2,
+        train_a=train_a,
+        dropout=dropout,
     )
     job = TrainJob("ada", random_rows(7, 8), config)
     ours = results(base, [job], ALONE)["ada"]

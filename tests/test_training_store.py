@@ -316,7 +316,7 @@ OTHER_VALUES = {
     "warmup_ratio": 0.5, "epochs": 3, "batch_size": 1, "drop_last": True, "max_updates": 1, "min_updates": 5,
     "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3, "clip_norm": 0.01, "held_out_share": 0.5,
     "max_items": 2, "allow_proxy": True, "patience": 3, "seed": 1,
-    "form": "core",
+    "form": "core", "dropout": 0.5,
 }  # fmt: skip
 
 

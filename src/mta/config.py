@@ -155,6 +155,9 @@ class TrainConfig:
     """Add epochs until there are at least this many updates; 0 means as `epochs` says."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    dropout: float = 0.0
+    """Share of the input features that A does not see in an update, drawn anew for each update and layer; of plain
+    adapters (form "lora")."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.999
@@ -179,7 +182,11 @@ class TrainConfig:
         _require_at_least(self, 1, "rank", "epochs", "batch_size", "patience")
         _require_at_least(self, 0, "max_updates", "min_updates", "max_items", "clip_norm", "weight_decay")
         _require_above_zero(self, "alpha", "lr", "eps")
-        _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share")
+        _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share", "dropout")
+        _require(
+            self.dropout == 0 or self.form == "lora",
+            f"dropout is {self.dropout} and form {self.form!r}; only plain adapters (form 'lora') have dropout",
+        )
         _require_one_of(self, "schedule", ("cosine", "linear", "constant"))
         _require_one_of(self, "form", FORMS)
         names = self.target_modules

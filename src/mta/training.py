@@ -233,6 +233,7 @@ class _Engine:
         answer_tokens: dict[int, int] = {}
         for live in self._lives():
             job = live.job
+            self.stack.prepare(live.slot, job, live.state.step)
             chosen = update_examples(len(job.rows), job.config, job_id=job.job_id, step=live.state.step)
             rows = [job.rows[index] for index in chosen]
             work += [(live, row) for row in rows]

@@ -33,6 +33,9 @@ class Slots(Stack, Protocol):
     def start(self, slot: int, job: TrainJob) -> None:
         """Put a job's first values and what lies beneath it into a slot, over whatever it held."""
 
+    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
+        """Get a slot ready for its job's update number `step`; called before each, after a checkpoint too."""
+
     def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int]) -> None:
         """Say for each row of the next pack: its slot, its tokens, and whose it is among the job's people."""
 
@@ -73,8 +76,14 @@ class LoraSlots(TrainableStack):
         key = job.job_id if job.init_key is None else job.init_key
         self.fill(slot, seed=job.config.seed, key=key, frozen=job.frozen.make() if job.frozen else None)
 
+    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
+        """Draw the input features that the update leaves out."""
+        if job.config.dropout:
+            self.drop(slot, job.config.dropout, seed=job.config.seed, key=job.job_id, step=step)
+
     def regularize(self, slot: int) -> None:
-        """Add nothing: the loss is the likelihood of the answers alone."""
+        """Add nothing: the loss is the likelihood of the answers alone; features left out get no gradient."""
+        self.mask_gradients(slot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,6 +222,8 @@ BANK = (
     Setting("--bank-batch-size", TrainConfig, "batch_size", _TRAINED, "Bank", note=_SHARED),
     Setting("--bank-held-out-share", TrainConfig, "held_out_share", _TRAINED, "Bank", note=_SHARED),
     Setting("--bank-patience", TrainConfig, "patience", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-dropout", TrainConfig, "dropout", _TRAINED, "Bank", note=_SHARED),
+    Setting("--bank-weight-decay", TrainConfig, "weight_decay", _TRAINED, "Bank", note=_SHARED),
     Setting("--bank-train-a", TrainConfig, "train_a", ("bank.train",), "Bank"),
     Setting("--shared-init", BankConfig, "shared_init", ("bank",), "Bank"),
     Setting("--max-items", TrainConfig, "max_items", _TRAINED, "Bank", note=_SHARED),
@@ -243,6 +245,8 @@ ADAPT = (
     Setting("--adapt-batch-size", TrainConfig, "batch_size", ("adapt",), "Adaptation"),
     Setting("--adapt-held-out-share", TrainConfig, "held_out_share", ("adapt",), "Adaptation"),
     Setting("--adapt-patience", TrainConfig, "patience", ("adapt",), "Adaptation"),
+    Setting("--adapt-dropout", TrainConfig, "dropout", ("adapt",), "Adaptation"),
+    Setting("--adapt-weight-decay", TrainConfig, "weight_decay", ("adapt",), "Adaptation"),
     Setting("--adapt-train-a", TrainConfig, "train_a", ("adapt",), "Adaptation"),
     Setting("--adapt-max-items", TrainConfig, "max_items", ("adapt",), "Adaptation"),
 )

@@ -129,11 +129,20 @@ class _Slots:
     """(S, r, d_in), None where A is fixed"""
     gradient_B: Tensor
     """(S, d_out, r)"""
+    seen: Tensor | None = None
+    """(S, d_in): what A's columns are multiplied by in training, 0 for input features left out; None: nothing is."""
+
+    def A_seen(self, slots: Tensor | int) -> Tensor:
+        """Return the A of one slot, (r, d_in), or several, as an update sees it, in the dtype of the frozen ones."""
+        A = self.A[slots]
+        if self.seen is not None and torch.is_grad_enabled():
+            A = A * self.seen[slots].unsqueeze(-2)
+        return A.to(self.frozen_A.dtype)
 
     def route(self, stretch: Stretch, scaling: float) -> Route:
         """Return one slot's frozen and trainable factors as one adapter, in the dtype of the frozen ones."""
         slot = stretch.slot
-        A, B = self.A[slot].to(self.frozen_A.dtype), (self.B[slot] * scaling).to(self.frozen_B.dtype)
+        A, B = self.A_seen(slot), (self.B[slot] * scaling).to(self.frozen_B.dtype)
         if self.frozen_A.shape[1]:
             A = torch.cat([self.frozen_A[slot], A], dim=0)
             B = torch.cat([self.frozen_B[slot], B], dim=1)
@@ -142,7 +151,7 @@ class _Slots:
 
     def group(self, weight: Tensor, bias: Tensor | None, slots: Tensor, scaling: float) -> GroupedLayer:
         """Return the factors of the slots of G stretches, (G,), side by side."""
-        A = torch.cat([self.frozen_A[slots], self.A[slots].to(self.frozen_A.dtype)], dim=1)
+        A = torch.cat([self.frozen_A[slots], self.A_seen(slots)], dim=1)
         B = torch.cat([self.frozen_B[slots], (self.B[slots] * scaling).to(self.frozen_B.dtype)], dim=2)
         collect = Collect(slots, self.gradient_A, self.gradient_B, self.frozen_A.shape[1], scaling)
         return GroupedLayer(weight, bias, *fill_ranks(A, B), collect)
@@ -257,9 +266,31 @@ class TrainableStack:
         widths = [width for shape in self.shapes.values() for width in shape]
         self._grouping = can_group(self.parameters.device, self.compute_dtype, widths)
 
+    def drop(self, slot: int, share: float, *, seed: int, key: str, step: int) -> None:
+        """Leave a share of each layer's input features out of what A sees, until the next call for the slot.
+
+        (x * m) A^T = x (A * m)^T for one mask m over features: dropout (Srivastava et al. 2014) on the input of A, one
+        draw for all tokens of an update. The draw depends on seed, key, step and layer alone.
+        """
+        for name, module in self._modules.items():
+            if module.seen is None:
+                module.seen = torch.ones(self.slots, module.A.shape[2]).to(self.parameters)
+            generator = torch.Generator().manual_seed(stable_seed(seed, "dropout", key, str(step), name))
+            kept = torch.rand(module.A.shape[2], generator=generator) >= share
+            module.seen[slot].copy_(send(kept.double() / (1 - share), self.parameters.device))
+
+    def mask_gradients(self, slot: int) -> None:
+        """Take what the update has left out off the gradients that a slot has collected."""
+        for module in self._modules.values():
+            if module.seen is not None and module.gradient_A is not None:
+                module.gradient_A[slot].mul_(module.seen[slot])
+
     def clear(self, slot: int) -> None:
-        """Zero everything a slot holds: parameters, gradients and frozen factors."""
+        """Zero everything a slot holds: parameters, gradients and frozen factors; nothing is left out any more."""
         with torch.no_grad():
+            for module in self._modules.values():
+                if module.seen is not None:
+                    module.seen[slot].fill_(1)
             self.parameters[slot].zero_()
             self.gradients[slot].zero_()
             if self.fixed_a is not None:
