@@ -1,0 +1,237 @@
+"""Try variants of merge-then-adapt on people of the pool; no target user and no target answer is read.
+
+    python benchmarks/search.py --data DIR --task lamp-2 --work RUNS --out docs/results/search/lamp-2.json
+
+Some people of the pool play targets: their last items are their history, as many as targets have; earlier items, which
+nobody trains on, and the file's own question are what they are asked. All others are the pool. Every trial is a set of
+settings and of methods; its scores are kept with them: NLL of the gold answer, raw, at other people's temperature, and
+for labels with the person's prior as well (temperature and strength fitted on other people). Finished trials are not
+run again, and trainings are shared where settings are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mta.base_model import BaseModel, load_base_model
+from mta.baselines.label_prior import (
+    STRENGTHS,
+    TEMPERATURES,
+    choose_strength,
+    log_prior_ratio,
+    pool_shares,
+    prior_fits,
+    with_prior,
+)
+from mta.baselines.methods import find_method, fits
+from mta.config import PromptConfig, to_dict
+from mta.data.people import find_people, rule_for
+from mta.data.read import read_users
+from mta.evaluation.answers import method_record
+from mta.evaluation.run import open_run
+from mta.evaluation.run_config import RunConfig
+from mta.evaluation.statistics import score_predictions
+from mta.files import read_json, sha256_json, write_json
+from mta.personalize import Resources
+from mta.presets import small
+from mta.records import Prediction, Query, User
+from mta.runtime import keep_freed_memory, limit_threads
+from mta.tasks import get_task
+from mta.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+HISTORY = {"lamp-1": 12, "lamp-2": 9, "lamp-3": 12, "lamp-4": 10, "lamp-5": 20}
+"""Items of those who play targets, about as many as targets have."""
+QUESTIONS = 4
+"""Asked of each of them."""
+PLAYERS = 24
+PROMPTS = PromptConfig(history_words=40, input_words=90, max_tokens=768)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Settings, as changes of the usual ones, and the methods that are asked."""
+
+    methods: tuple[str, ...]
+    bank: Mapping[str, Any] | None = None
+    """Of the anchors' training."""
+    anchors: Mapping[str, Any] | None = None
+    """Of their choice."""
+    population: Mapping[str, Any] | None = None
+    """Of the adapter beneath them, trained on the whole pool; None: there is none."""
+    adapt: Mapping[str, Any] | None = None
+    merge: Mapping[str, Any] | None = None
+    top_k: int = 2
+    history_k: int = 1
+
+
+POPULATION = {"epochs": 2}
+CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
+TRIALS: Mapping[str, Trial] = {
+    "small": Trial(("base", "classical", "population", "population-adapt", "merged-only", "mta")),
+    "population beneath": Trial(("merged-only", "mta", "adapt-only"), population=POPULATION),
+    "population beneath, calm anchors": Trial(
+        ("merged-only", "merged-only-evidence", "averaged-anchors", "mta", "mta-evidence"),
+        population=POPULATION,
+        bank=CALM,
+    ),
+}
+
+
+def make_players(users: Sequence[User], task: Task, *, count: int) -> tuple[list[User], list[User]]:
+    """Return the pool that is left, and people of it who play targets."""
+    kept = HISTORY[task.task_id]
+    people = find_people(users, rule=rule_for(task.task_id))
+    able = [user for user in users if len(user.history) >= kept and user.queries]
+    chosen = random.Random(0).sample(sorted(able, key=lambda user: user.user_id), min(count, len(able)))
+    names = {user.user_id for user in chosen}
+    taken = {name for person in people if names & set(person) for name in person}
+    return [user for user in users if user.user_id not in taken], [_player(user, task, kept) for user in chosen]
+
+
+def _player(user: User, task: Task, kept: int) -> User:
+    earlier = {item.item_id for item in user.history[:-kept]}
+    (real,) = [query for query in user.queries if query.gold is not None][:1]
+    asked = [real]
+    for pair in task.pairs(user, 0).pairs if task.task_id != "lamp-1" else ():
+        if pair.item_id in earlier and len(asked) < QUESTIONS:
+            asked.append(Query(f"{real.query_id} {pair.item_id}", _in_words(real, pair.fields, task), pair.answer))
+    return replace(user, history=user.history[-kept:], queries=tuple(asked))
+
+
+def _in_words(like: Query, fields: Mapping[str, str], task: Task) -> str:
+    """Ask about other fields in the words of a real question."""
+    ((name, value),) = task.parse_query(like.text).items()
+    if not like.text.endswith(value):
+        raise ValueError(f"{task.task_id}: the question does not end with its {name}")
+    return like.text[: -len(value)] + fields[name]
+
+
+def config_of(trial: Trial, options: argparse.Namespace) -> RunConfig:
+    """Return a trial's settings."""
+    usual = small(options.task)
+    bank = replace(
+        usual.bank,
+        prompts=replace(PROMPTS, history_k=trial.history_k),
+        anchors=replace(usual.bank.anchors, bank_size=12, **(trial.anchors or {})),
+        train=replace(usual.bank.train, max_items=options.max_items, **(trial.bank or {})),
+        population_beneath=trial.population is not None,
+        population_train=replace(usual.bank.population_train, max_items=options.max_items, **(trial.population or {})),
+    )
+    if options.base == "tiny-random":
+        bank = replace(
+            bank,
+            anchors=replace(bank.anchors, encoder="tiny-random"),
+            match=replace(bank.match, encoder="tiny-random"),
+        )
+    return RunConfig(
+        task_id=options.task,
+        base=options.base,
+        dtype=options.dtype,
+        bank=bank,
+        top_k=trial.top_k,
+        merge=replace(usual.merge, **(trial.merge or {})),
+        adapt=replace(usual.adapt, **(trial.adapt or {})),
+        methods=tuple(name for name in trial.methods if fits(name, get_task(options.task))),
+    )
+
+
+def run_trial(
+    pool: Sequence[User], players: Sequence[User], config: RunConfig, work: Path, base: BaseModel
+) -> dict[str, Any]:
+    """Do what is not done yet, and score every method."""
+    started = time.monotonic()
+    folder = work / sha256_json(to_dict(config))[:12]
+    trainings = _trainings(work, config)
+    resources = open_run(pool, players, config, folder, base=base, work=trainings)
+    found = {}
+    for name in config.methods:
+        record = method_record(name, find_method(name), players, resources, folder)
+        found[name] = scores_of(record.predictions, players, resources)
+        log.warning("%s: %s", name, found[name])
+    return {"seconds": round(time.monotonic() - started), "people": len(players), "scores": found}
+
+
+def _trainings(work: Path, config: RunConfig) -> Path:
+    """Return the folder of a bank's trainings; the population adapter is copied from wherever it is the same."""
+    bank = config.bank
+    beneath = sha256_json(
+        [bank.population_beneath, to_dict(bank.population_train), to_dict(bank.prompts), config.dtype]
+    )
+    place = work / f"trained-{beneath[:8]}-{sha256_json(to_dict(bank.train))[:8]}"
+    for earlier in sorted(work.glob(f"trained-{beneath[:8]}-*/population")):
+        if not (place / "population").exists():
+            shutil.copytree(earlier, place / "population")
+    return place
+
+
+def scores_of(rows: Sequence[Prediction], players: Sequence[User], resources: Resources) -> dict[str, float]:
+    """Return the official metrics, NLLs, and for labels what the prior adds."""
+    task = resources.task
+    found = dict(score_predictions(rows, metrics=task.metrics, labels=task.labels).metrics)
+    if prior_fits(task) and all(row.gold in row.label_scores for row in rows):
+        corrected = with_others_prior(rows, players, resources)
+        scores = score_predictions(corrected, metrics=task.metrics, labels=task.labels).metrics
+        found |= {"nll_with_prior": scores["nll"], "label_accuracy_with_prior": scores["label_accuracy"]}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def with_others_prior(rows: Sequence[Prediction], players: Sequence[User], resources: Resources) -> list[Prediction]:
+    """Correct each person's answers with the temperature and strength that fit the other people best."""
+    shares = pool_shares(resources.task, resources.pool)
+    ratios = {user.user_id: log_prior_ratio(user, shares, resources.task) for user in players}
+    corrected = []
+    for user in players:
+        others = [row for row in rows if row.user_id != user.user_id]
+        choice = choose_strength(others, ratios, STRENGTHS, TEMPERATURES)
+        corrected += [
+            with_prior(row, ratios[user.user_id], choice.strength, choice.temperature)
+            for row in rows
+            if row.user_id == user.user_id
+        ]
+    return corrected
+
+
+def main() -> None:
+    """Run the trials that have no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with LaMP_1 to LaMP_5")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--max-items", type=int, default=20, help="items of a pool user that are trained on")
+    parser.add_argument("--players", type=int, default=PLAYERS)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--trial", action="append", choices=list(TRIALS), help="only these; repeat it")
+    parser.add_argument("--work", type=Path, required=True, help="folder for runs, which hold people's texts")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if options.threads:
+        limit_threads(options.threads)
+    keep_freed_memory()
+    task = get_task(options.task)
+    users = read_users(options.data / task.lamp_name / "pool_questions.json", task=task).users
+    pool, players = make_players(users, task, count=options.players)
+    base = load_base_model(options.base, dtype=options.dtype)
+    for name in options.trial or TRIALS:
+        config = config_of(TRIALS[name], options)
+        results: dict[str, Any] = read_json(options.out) if options.out.exists() else {}
+        if results.get(name, {}).get("settings") == to_dict(config):
+            continue
+        found = run_trial(pool, players, config, options.work / task.task_id, base)
+        results = read_json(options.out) if options.out.exists() else {}  # another process may have written
+        write_json(options.out, {**results, name: {"settings": to_dict(config), **found}})
+
+
+if __name__ == "__main__":
+    main()
