@@ -91,7 +91,7 @@ def make_players(users: Sequence[User], task: Task, *, count: int) -> tuple[list
     """Return the pool that is left, and people of it who play targets."""
     kept = HISTORY[task.task_id]
     people = find_people(users, rule=rule_for(task.task_id))
-    able = [user for user in users if len(user.history) >= kept and user.queries]
+    able = [user for user in users if len(user.history) >= kept and any(query.gold for query in user.queries)]
     chosen = random.Random(0).sample(sorted(able, key=lambda user: user.user_id), min(count, len(able)))
     names = {user.user_id for user in chosen}
     taken = {name for person in people if names & set(person) for name in person}
@@ -100,7 +100,7 @@ def make_players(users: Sequence[User], task: Task, *, count: int) -> tuple[list
 
 def _player(user: User, task: Task, kept: int) -> User:
     earlier = {item.item_id for item in user.history[:-kept]}
-    (real,) = [query for query in user.queries if query.gold is not None][:1]
+    real = next(query for query in user.queries if query.gold)
     asked = [real]
     for pair in task.pairs(user, 0).pairs if task.task_id != "lamp-1" else ():
         if pair.item_id in earlier and len(asked) < QUESTIONS:
@@ -226,11 +226,12 @@ def main() -> None:
     for name in options.trial or TRIALS:
         config = config_of(TRIALS[name], options)
         results: dict[str, Any] = read_json(options.out) if options.out.exists() else {}
-        if results.get(name, {}).get("settings") == to_dict(config):
+        decides = {**to_dict(config), "players": [user.user_id for user in players], "questions": QUESTIONS}
+        if results.get(name, {}).get("decides") == (seal := sha256_json(decides)):
             continue
         found = run_trial(pool, players, config, options.work / task.task_id, base)
         results = read_json(options.out) if options.out.exists() else {}  # another process may have written
-        write_json(options.out, {**results, name: {"settings": to_dict(config), **found}})
+        write_json(options.out, {**results, name: {"decides": seal, "settings": to_dict(config), **found}})
 
 
 if __name__ == "__main__":

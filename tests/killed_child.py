@@ -22,7 +22,7 @@ from small_world import ADAPT, BANK, ENCODER, ENCODERS, OWN, PROMPTS, TRAIN, per
 
 ENGINE = EngineConfig(slots=2, tokens_per_batch=300, checkpoint_every_s=0.0)
 BANK_CONFIG = replace(BANK, population_beneath=True, train=replace(TRAIN, epochs=6, held_out_share=0.3, patience=9))
-ADAPT_CONFIG = replace(ADAPT, epochs=8)
+ADAPT_CONFIG = replace(ADAPT, epochs=8, dropout=0.2)
 
 
 class Steps:

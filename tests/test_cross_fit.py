@@ -11,13 +11,15 @@ import torch
 from helpers import tiny_base
 from mta.bank import Bank
 from mta.base_model import BaseModel
+from mta.config import BY_HISTORY, MergeConfig
 from mta.cross_fit import held_out_nats
+from mta.errors import ConfigError
 from mta.lora.adapter import AdapterSum
 from mta.personalize import Resources, match_users, merged_recipe
 from mta.records import User
 from mta.training import train
 from mta.training_plan import TrainJob
-from mta.user_rows import fold_rows, user_rows
+from mta.user_rows import UserRows, fold_rows, user_rows
 from slow_merge import nats_under
 from small_world import ADAPT, ENCODER, ENGINE, OWN, PROMPTS, invented_bank, person, small_targets
 
@@ -86,14 +88,14 @@ def test_costs_are_those_of_folds_trained_one_by_one(base: BaseModel, bank: Bank
     users = [*small_targets(), person("one", items=1, topic=0)]
     merged = {name: merged_recipe(match, bank, have.merge) for name, match in match_users(users, have).items()}
     found, seconds = held_out_nats(
-        users, have, {"base": {}, "merged-only": merged}, adapted={"mta": merged}, name="folds", folds=SLOW_FOLDS
+        users, have, {"base": {}, "merged-only": merged}, adapted={"mta": merged}, folds=SLOW_FOLDS
     )
     assert seconds > 0
     assert set(found) == {"ann", "bob", "cy"}, "on one item nothing can be judged"
     for user in small_targets():
         assert found[user.user_id] == pytest.approx(slow(user, base, bank, have), rel=1e-4)
     again, _ = held_out_nats(
-        users[:1], have, {"base": {}, "merged-only": merged}, adapted={"mta": merged}, name="folds", folds=SLOW_FOLDS
+        users[:1], have, {"base": {}, "merged-only": merged}, adapted={"mta": merged}, folds=SLOW_FOLDS
     )
     assert again["ann"] == pytest.approx(found["ann"], rel=1e-5), "whoever else is there"
 
@@ -102,6 +104,40 @@ def test_a_fold_whose_training_diverges_is_served_by_what_lies_beneath(bank: Ban
     users = small_targets()[:1]
     merged = {name: merged_recipe(match, bank, have.merge) for name, match in match_users(users, have).items()}
     wild = replace(have, adapt=replace(ADAPT, lr=1e30, clip_norm=0.0))
-    found, _ = held_out_nats(users, wild, {"merged-only": merged}, adapted={"mta": merged}, name="folds", folds=2)
+    found, _ = held_out_nats(users, wild, {"merged-only": merged}, adapted={"mta": merged}, folds=2)
     assert isinstance(merged["ann"].parts(), AdapterSum)
     assert found["ann"]["mta"] == pytest.approx(found["ann"]["merged-only"], rel=1e-6)
+
+
+def test_items_that_leave_nothing_to_learn_are_judged_by_what_lies_beneath(
+    bank: Bank, have: Resources, monkeypatch
+) -> None:
+    """As on LaMP-1, where one paper alone makes no question."""
+    users = small_targets()[:1]
+    merged = {name: merged_recipe(match, bank, have.merge) for name, match in match_users(users, have).items()}
+    wanted, _ = held_out_nats(users, have, {"merged-only": merged}, adapted={}, folds=2)
+
+    def nothing_to_learn(*args, **more) -> list[UserRows]:
+        return [replace(rows, rows=()) for rows in fold_rows(*args, **more)]
+
+    monkeypatch.setattr("mta.cross_fit.fold_rows", nothing_to_learn)
+    found, seconds = held_out_nats(users, have, {}, adapted={"mta": merged}, folds=2)
+    assert found["ann"]["mta"] == pytest.approx(wanted["ann"]["merged-only"], rel=1e-6)
+    assert seconds == 0
+
+
+@pytest.mark.parametrize("weights", BY_HISTORY)
+def test_weights_chosen_on_the_same_items_are_refused(have: Resources, weights: str) -> None:
+    asked = replace(have, merge=MergeConfig(weights=weights))
+    with pytest.raises(ConfigError, match="none is left to judge by"):
+        held_out_nats(small_targets(), asked, {"base": {}}, adapted={})
+
+
+def test_early_stopping_plays_no_part_and_that_is_said(bank: Bank, have: Resources, caplog) -> None:
+    users = small_targets()[1:2]
+    merged = {name: merged_recipe(match, bank, have.merge) for name, match in match_users(users, have).items()}
+    stopping = replace(have, adapt=replace(ADAPT, held_out_share=0.4), folder=have.folder / "stopping")
+    found, _ = held_out_nats(users, stopping, {}, adapted={"mta": merged}, folds=2)
+    plain, _ = held_out_nats(users, have, {}, adapted={"mta": merged}, folds=2)
+    assert found == plain
+    assert "judged without early stopping" in caplog.text

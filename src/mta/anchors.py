@@ -96,7 +96,7 @@ def select_anchors(
     if label_entropies is not None:
         varied = [entropy >= config.min_label_entropy for entropy in label_entropies]
     anchors, dropped = [], []
-    for cluster in sorted(set(clusters) - {each for each, able in zip(clusters, varied, strict=True) if able}):
+    for cluster in sorted(set(clusters) - {each for each, enough in zip(clusters, varied, strict=True) if enough}):
         reason = f"no user whose own answers have an entropy of {config.min_label_entropy:g} nats or more"
         dropped.append(DroppedCluster(cluster, reason))
     for cluster, index in most_active_users(clusters, history_sizes, varied).items():
@@ -104,7 +104,8 @@ def select_anchors(
         if size > config.min_history:
             anchors.append(Anchor(user_ids[index], index, cluster, size))
         else:
-            reason = f"its most active user has {size} history items; more than {config.min_history} are needed"
+            among = "" if label_entropies is None else " of varied enough answers"
+            reason = f"its most active user{among} has {size} history items; more than {config.min_history} are needed"
             dropped.append(DroppedCluster(cluster, reason, user_ids[index], size))
     used = set(clusters)
     reason = f"no users: the pool has only {len(used)} distinct groups of vectors"
@@ -112,7 +113,7 @@ def select_anchors(
     if not anchors:
         raise ConfigError(
             f"no anchor left: the longest history in the pool has {max(history_sizes)} items, and an anchor needs "
-            f"more than {config.min_history}{_and_entropy(config)}; lower --min-history or give a pool with longer "
+            f"more than {config.min_history}{_and_entropy(config)}; lower what is asked, or give a pool with longer "
             "histories"
         )
     if dropped:
@@ -122,7 +123,7 @@ def select_anchors(
 
 def _and_entropy(config: AnchorConfig) -> str:
     least = config.min_label_entropy
-    return f", and answers with an entropy of {least:g} nats (--min-label-entropy)" if least else ""
+    return f" (--min-history), and answers with an entropy of {least:g} nats (--min-label-entropy)" if least else ""
 
 
 def cluster_users(vectors: Tensor, config: AnchorConfig) -> tuple[int, ...]:

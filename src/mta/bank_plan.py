@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mta.anchors import AnchorSelection, DroppedCluster, select_anchors
-from mta.config import BankConfig
+from mta.config import AnchorConfig, BankConfig
 from mta.encoders import Encoder, embed_users
 from mta.errors import ConfigError, DataError
 from mta.lora.adapter import Recipe
@@ -142,7 +142,12 @@ def _select(
     if len(found.anchors) < min_anchors:
         raise ConfigError(
             f"{len(found.anchors)} of {wanted.bank_size} anchors are kept (an anchor needs more than "
-            f"{wanted.min_history} history items), but {min_anchors} are merged per user; lower --top-k or "
-            "--min-history, or give a larger pool"
+            f"{wanted.min_history} history items{_of_entropy(wanted)}), but {min_anchors} are merged per user; lower "
+            "--top-k or what is asked of anchors, or give a larger pool"
         )
     return replace(found, anchors=tuple(replace(anchor, index=places[anchor.index]) for anchor in found.anchors))
+
+
+def _of_entropy(config: AnchorConfig) -> str:
+    least = config.min_label_entropy
+    return f" with answers of an entropy of {least:g} nats" if least else ""

@@ -6,6 +6,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from mta.config import TrainConfig
 from mta.errors import ConfigError
-from mta.lora.adapter import AdapterSum, Recipe
-from mta.lora.core import CoreStack
+from mta.lora.adapter import AdapterSum, Recipe, adapter_from_tensors
+from mta.lora.core import CHANGE, CoreStack
 from mta.lora.stacked import Shapes
 from mta.training_plan import LORA, Kind, TrainJob
 
@@ -37,12 +38,12 @@ class Inside:
     ) -> InsideSlots:
         """Make empty slots; see `Kind.make`."""
         config = jobs[0].config
-        frozen = [composition(job) for job in jobs]
+        terms = max(len(composition(job).terms) for job in jobs)
         return InsideSlots(
             shapes,
             slots=slots,
-            frozen_rank=max(one.rank for one in frozen),
-            terms=max(len(one.terms) for one in frozen) if self.name.startswith("coefficients") else None,
+            frozen_rank=max(job.frozen.rank for job in jobs if job.frozen),
+            terms=terms if self.name.startswith("coefficients") else None,
             rank=rank_on_top(config),
             scaling=config.scaling,
             like=like,
@@ -50,8 +51,11 @@ class Inside:
         )
 
     def norm(self, tensors: Mapping[str, Tensor]) -> float:
-        """Return the Euclidean norm of all that was trained."""
-        return float(torch.stack([value.double().square().sum() for value in tensors.values()]).sum().sqrt())
+        """Return the Frobenius norm of the changes inside together with that of the adapter on top."""
+        on_top = {name: value for name, value in tensors.items() if not name.endswith(CHANGE)}
+        squares = [float(value.double().square().sum()) for name, value in tensors.items() if name.endswith(CHANGE)]
+        top = adapter_from_tensors(on_top, where=self.name).norm() if on_top else 0.0
+        return math.sqrt(math.fsum(squares) + top**2)
 
 
 class InsideSlots(CoreStack):

@@ -31,7 +31,7 @@ MAX_SEED = 2**32 - 1
 
 BY_HISTORY = ("search", "evidence")
 """Ways to weigh the anchors of one user that ask the base model about the user's own history."""
-FORMS = ("lora", "core", "coefficients", "core+lora", "coefficients+lora")
+OWN_FORMS = ("lora", "core", "coefficients", "core+lora", "coefficients+lora")
 """What of a user is trained."""
 WEIGHTS = ("similarity", "softmax", "uniform", "fixed", "inverted", *BY_HISTORY)
 """Ways to weigh the anchors of one user."""
@@ -130,8 +130,8 @@ class TrainConfig:
     """LoRA alpha; the delta is (alpha / rank) * B @ A."""
     form: str = "lora"
     """"lora" trains an adapter; "core" a matrix between the factors of what lies beneath, "coefficients" a weight of
-    each of its parts, layer by layer: kilobytes a user; "core+lora" and "coefficients+lora" both. Where nothing lies
-    beneath, an adapter is trained."""
+    each of its parts, layer by layer: kilobytes a user; "core+lora" and "coefficients+lora" both. Methods that put
+    nothing beneath train an adapter."""
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Last name parts of the linear layers that get an adapter."""
     train_a: bool = True
@@ -184,11 +184,12 @@ class TrainConfig:
         _require_above_zero(self, "alpha", "lr", "eps")
         _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share", "dropout")
         _require(
-            self.dropout == 0 or self.form == "lora",
-            f"dropout is {self.dropout} and form {self.form!r}; only plain adapters (form 'lora') have dropout",
+            self.form == "lora" or (self.dropout == 0 and self.train_a),
+            f"form is {self.form!r} with dropout {self.dropout} and train_a {self.train_a}; only plain adapters (form "
+            "'lora') have dropout or an A that is not trained",
         )
         _require_one_of(self, "schedule", ("cosine", "linear", "constant"))
-        _require_one_of(self, "form", FORMS)
+        _require_one_of(self, "form", OWN_FORMS)
         names = self.target_modules
         _require(
             isinstance(names, tuple) and bool(names) and all(isinstance(name, str) and name for name in names),

@@ -5,7 +5,8 @@ of Eq. 6 as prior and the likelihood of the user's own leave-one-out examples un
 person's items are no independent draws, and adapters are surer than they should be. Nobody's adapter may be a
 hypothesis too; what weight it gets falls away, so that a user whom no anchor fits is left with what lies beneath.
 
-One forward pass over the history an anchor, no gradients; queries play no part. Users are weighed in shared batches.
+One forward pass over the history an anchor, no gradients; queries play no part. Users are weighed one by one, so that a
+user's weights are the same in any company.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ from mta.lora.adapter import AdapterSum
 from mta.merging import Match, posterior_weights
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
-
-REQUESTS_PER_CALL = 256
-"""Examples under one anchor each that are scored between two reports of progress."""
 
 
 def weigh_by_evidence(
@@ -52,38 +50,23 @@ def weigh_by_evidence(
     names = [name for name in matches if rows.get(name)]
     alone = {anchor: bank.merged([anchor], [1.0], merging) for name in names for anchor in matches[name].anchor_ids}
     nobody = AdapterSum(((1.0, bank.population),)) if bank.population else None
-    requests: dict[tuple[str, str | None], list[Request]] = {}
-    for anchor in sorted(alone):  # anchor by anchor, so that a batch holds few adapters
-        for name in names:
-            if anchor in matches[name].anchor_ids:
-                requests[name, anchor] = [Request(row, alone[anchor]) for row in rows[name]]
-    if merging.nobody:
-        requests |= {(name, None): [Request(row, nobody) for row in rows[name]] for name in names}
-    nats = _nats(base, requests, engine, progress)
     found = dict(matches)
-    for name in names:
-        match = matches[name]
-        weights = posterior_weights(
-            torch.tensor(match.weights, dtype=torch.float64),
-            torch.tensor([nats[name, anchor] for anchor in match.anchor_ids], dtype=torch.float64),
-            temperature=merging.evidence_temperature,
-            nobody=nats.get((name, None)),
-        )
-        found[name] = replace(match, weights=tuple(weights.tolist()))
+    with progress("evidence") as step:
+        for done, name in enumerate(names, start=1):
+            match, own = matches[name], rows[name]
+            nats = [_nats(base, own, alone[anchor], engine) for anchor in match.anchor_ids]
+            weights = posterior_weights(
+                torch.tensor(match.weights, dtype=torch.float64),
+                torch.tensor(nats, dtype=torch.float64),
+                temperature=merging.evidence_temperature,
+                nobody=_nats(base, own, nobody, engine) if merging.nobody else None,
+            )
+            # The last digits differ between machines; what is reused by the weights must not.
+            found[name] = replace(match, weights=tuple(weights.round(decimals=4).tolist()))
+            step(done, len(names))
     return found
 
 
-def _nats(
-    base: BaseModel, requests: Mapping[tuple[str, str | None], list[Request]], engine: EngineConfig, progress: Progress
-) -> dict[tuple[str, str | None], float]:
-    """Return the summed negative log-likelihood of each user's examples under each of her anchors."""
-    owners = [key for key, asked in requests.items() for _ in asked]
-    asked = [request for group in requests.values() for request in group]
-    sums = dict.fromkeys(requests, 0.0)
-    with progress("evidence") as step:
-        for start in range(0, len(asked), REQUESTS_PER_CALL):
-            part = slice(start, start + REQUESTS_PER_CALL)
-            for key, nats in zip(owners[part], score_answers(base, asked[part], engine=engine), strict=True):
-                sums[key] += nats
-            step(min(start + REQUESTS_PER_CALL, len(asked)), len(asked))
-    return sums
+def _nats(base: BaseModel, rows: Sequence[TokenRow], adapter: AdapterSum | None, engine: EngineConfig) -> float:
+    """Return the summed negative log-likelihood of one user's examples, which share no batch with anybody else's."""
+    return sum(score_answers(base, [Request(row, adapter) for row in rows], engine=engine))

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from mta.base_model import BaseModel, base_shape
-from mta.config import ALL_LINEAR, EngineConfig
+from mta.config import EngineConfig
 from mta.errors import ModelError
 from mta.forward import answer_nll
 from mta.lora.attach import attached
@@ -34,6 +34,8 @@ from mta.training_plan import LORA, TrainJob
 log = logging.getLogger(__name__)
 
 BYTES_PER_VALUE = 4
+MARGIN = 1.25
+"""Free memory for each byte foretold; processes held up to a fifth more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def fit_passes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) 
     Raises:
         ModelError: not even the longest row fits.
     """
-    free = int(free_bytes(base.device) / MARGIN)
+    there = free_bytes(base.device)
+    free = int(there / MARGIN)
     rows = [row for job in jobs for row in (*job.rows, *job.held_out)]
     if jobs[0].kind is not LORA or not rows or rough_bytes(base, jobs, engine) <= free:
         return engine
@@ -120,22 +123,19 @@ def fit_passes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) 
         if tokens <= longest:
             raise ModelError(
                 f"training would take {size_text(needed.slots)} for {min(engine.slots, len(jobs))} adapters and "
-                f"{size_text(needed.largest_pass)} for one row of {longest} tokens, with {size_text(free)} to be had; "
-                "take shorter prompts (--max-tokens), a smaller number format (--dtype bfloat16) or fewer slots"
+                f"{size_text(needed.largest_pass)} for one row of {longest} tokens; {size_text(there)} are free, "
+                "of which a fifth should stay so - take shorter prompts (--max-tokens), a smaller number format "
+                "(--dtype bfloat16) or fewer slots"
             )
         tokens = max(longest, tokens // 2)
     if tokens < engine.tokens_per_batch:
         log.warning(
-            "%s of free memory: at most %d tokens in a pass instead of %d",
-            size_text(free),
+            "%s of memory are free: at most %d tokens in a pass instead of %d",
+            size_text(there),
             tokens,
             engine.tokens_per_batch,
         )
     return replace(engine, tokens_per_batch=tokens)
-
-
-MARGIN = 1.25
-"""Free memory for each byte foretold; processes held up to a fifth more than that."""
 
 
 def rough_bytes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig) -> int:
@@ -146,7 +146,9 @@ def rough_bytes(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig)
     gradient and two moments.
     """
     rows = largest_pack([row for job in jobs for row in (*job.rows, *job.held_out)], engine)
-    widths = [d_out + d_in for d_out, d_in in base.shapes(ALL_LINEAR).values()]
+    head = base.model.get_output_embeddings()
+    linears = [one for one in base.model.modules() if isinstance(one, torch.nn.Linear) and one is not head]
+    widths = [one.out_features + one.in_features for one in linears]
     config = base.model.config.get_text_config()
     heads = config.num_hidden_layers * config.num_attention_heads
     tokens, answers = sum(map(len, rows)), sum(len(row.answer) for row in rows)

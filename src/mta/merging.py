@@ -249,7 +249,9 @@ def merge_terms(adapters: Sequence[Adapter], weights: Sequence[float], config: M
         AdapterError: counts do not match, or factors to be averaged differ in shape.
     """
     if config.mode == "linear":
-        return AdapterSum(((config.scale, merge_linear(adapters, weights)),))
+        share = sum(weights) if config.nobody else 1.0  # in both factors it would shrink the delta by its square
+        even = [w / share for w in weights] if share > 0 else weights
+        return AdapterSum(((config.scale * share, merge_linear(adapters, even)),))
     require_one_weight_each(adapters, weights)
     return AdapterSum(tuple((w * config.scale, adapter) for w, adapter in zip(weights, adapters, strict=True)))
 

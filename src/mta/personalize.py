@@ -26,7 +26,7 @@ from mta.base_model import BaseModel
 from mta.compact import form_for, kind_of, own_rank
 from mta.config import BY_HISTORY, EngineConfig, MatchConfig, MergeConfig, PromptConfig, TrainConfig
 from mta.encoders import Encoder, document_vectors, load_encoder
-from mta.errors import BankError
+from mta.errors import BankError, ConfigError
 from mta.evidence import weigh_by_evidence
 from mta.files import sha256_json
 from mta.generation import Request, generate
@@ -126,6 +126,10 @@ class PersonalizedUsers:
     """Way to serve -> how many users' own histories have chosen it."""
 
 
+Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
+"""A way to personalize many users; see `baselines.methods`."""
+
+
 def personalize_users(
     users: Sequence[User], resources: Resources, *, merged: bool = True, adapted: bool = True, name: str = "mta"
 ) -> PersonalizedUsers:
@@ -142,8 +146,14 @@ def personalize_users(
 
     Raises:
         BankError: `merged` without a bank.
+        ConfigError: the settings of merge and adaptation do not go together.
         DataError: a user has no history, or, with `merged`, is an anchor of the bank.
     """
+    if merged and adapted and resources.merge.nobody and resources.adapt.form != "lora":
+        raise ConfigError(
+            f"form {resources.adapt.form!r} trains inside the merged anchors, and with `nobody` a user may be left "
+            "with next to nothing of them; leave --nobody out, or train an adapter (--adapt-form lora)"
+        )
     matches = match_users(users, resources) if merged else {}
     beneath = {name_: merged_recipe(match, resources.need_bank(), resources.merge) for name_, match in matches.items()}
     if adapted:
@@ -169,6 +179,9 @@ def adapt_over(
         beneath: user id -> what lies beneath; a user without an entry is adapted on the bare base model.
         matches: user id -> the anchors merged in it, where there are any.
         name: sub-folder for the trained adapters.
+
+    Raises:
+        ConfigError: own parts are to be trained inside of what lies beneath, and some users have nothing there.
     """
     return _put_together(users, resources, matches, beneath, _adapt(users, resources, beneath, name))
 
@@ -399,6 +412,8 @@ def answer(person: Personalized, text: str, *, base: BaseModel, engine: EngineCo
     (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k, retriever=person.retriever)
     if person.answers:
         return person.answers([example])[0].text
+    if person.mixture:  # the way with the most weight
+        return answer(person.mixture[0][1], text, base=base, engine=engine)
     row = base.tokens.row(person.render(example), None, person.prompts, reserve=person.task.max_new_tokens)
     adapter = person.adapter.parts() if person.adapter else None
     with torch.inference_mode():

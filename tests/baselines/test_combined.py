@@ -10,11 +10,11 @@ import pytest
 
 from mta.baselines.combined import WAYS, CombineConfig, combined
 from mta.baselines.methods import METHODS, find_method
+from mta.cross_fit import held_out_nats
 from mta.evaluation.notes import method_notes
 from mta.evaluation.predict import finished, mixed, predict
 from mta.evaluation.run import open_run, run
-from mta.lora.adapter import recipe
-from mta.personalize import PersonalizedUsers, Resources, match_users
+from mta.personalize import PersonalizedUsers, Resources, answer
 from mta.records import Prediction
 from small_run import RUN, small_world
 
@@ -47,7 +47,8 @@ def test_labels_are_mixed_by_probability() -> None:
     )
     assert (found.label, found.text) == ("a", "a")
     assert found.nll == pytest.approx(-math.log(0.75 * 0.75 + 0.25 * 0.2))
-    assert mixed([(1.0, one)]) is one
+    greedy = replace(one, text="a")
+    assert mixed([(1.0, greedy)]).text == "b", "whatever a way writes, the likeliest label is the answer"
 
 
 def test_texts_are_mixed_by_the_likelihood_of_the_gold_answer() -> None:
@@ -85,7 +86,7 @@ def test_the_average_mixes_all_ways_by_their_posterior(have: Resources, monkeypa
     nats = {user.user_id: {"base": 3.0, "population": 2.0, "merged-only": 2.5, "mta": 30.0} for user in users}
     monkeypatch.setattr("mta.baselines.combined.held_out_nats", lambda *a, **more: (nats, 0.0))
     config = CombineConfig(how="averaged", temperature=2.0)
-    found = answers(combined(users, have, config=config, name="averaged"), have)
+    found = answers(combined(users, have, config=config), have)
     ways = {way: answers(find_method(way)(users, have), have) for way in WAYS}
     weights = {way: math.exp(-nats[users[0].user_id][way] / 2) for way in WAYS}
     del weights["mta"]  # hardly any
@@ -94,26 +95,38 @@ def test_the_average_mixes_all_ways_by_their_posterior(have: Resources, monkeypa
         assert row.nll == pytest.approx(-math.log(wanted), rel=1e-5)
 
 
-def test_anchors_answers_are_mixed_by_their_weights(have: Resources, monkeypatch) -> None:
-    """By hand, from each anchor's answers alone; what the weights leave goes to the base model."""
-    users, bank = small_world()[1], have.need_bank()
-    matches = match_users(users, have)
-    short = {name: replace(match, weights=(0.5, 0.2)) for name, match in matches.items()}
-    for known in (matches, short):
-        monkeypatch.setattr("mta.baselines.combined.match_users", lambda *a, found=known: found)
-        found = answers(METHODS["averaged-anchors"](users, have), have)
-        bare = answers(METHODS["base"](users, have), have)
-        for user in users:
-            match = known[user.user_id]
-            person = METHODS["base"]([user], have).users[user.user_id]
-            alone = [
-                answers(PersonalizedUsers({"it": replace(person, adapter=recipe(bank.adapter(anchor)))}), have)
-                for anchor in match.anchor_ids
-            ]
-            for key in [key for key in found if key[0] == user.user_id]:
-                parts = [w * math.exp(-(one[key].nll or 0)) for w, one in zip(match.weights, alone, strict=True)]
-                rest = (1 - sum(match.weights)) * math.exp(-(bare[key].nll or 0))
-                assert found[key].nll == pytest.approx(-math.log(sum(parts) + rest), rel=1e-4)
+def test_ways_are_judged_by_their_own_adapters(have: Resources, monkeypatch) -> None:
+    """The right adapter under each name, and the costs that come back decide."""
+    users, asked = small_world()[1], {}
+
+    def judged(users, resources, ways, *, adapted, folds):
+        asked.update(ways=ways, adapted=adapted, folds=folds)
+        return held_out_nats(users, resources, ways, adapted=adapted, folds=folds)
+
+    monkeypatch.setattr("mta.baselines.combined.held_out_nats", judged)
+    config = CombineConfig(how="gated", folds=2)
+    people = combined(users, have, config=config)
+    rows = {way: find_method(way)(users, have).users for way in ("population", "merged-only")}
+    for user in users:
+        for way, served in rows.items():
+            assert asked["ways"][way][user.user_id].fingerprint == served[user.user_id].adapter.fingerprint
+        assert (
+            asked["adapted"]["mta"][user.user_id].fingerprint == rows["merged-only"][user.user_id].adapter.fingerprint
+        )
+    assert (asked["ways"]["base"], asked["folds"]) == ({}, 2)
+    nats, _ = held_out_nats(users, have, asked["ways"], adapted=asked["adapted"], folds=2)
+    best = [min(WAYS, key=lambda way, user=user: nats[user.user_id][way]) for user in users]
+    assert people.chosen_by_users == {way: best.count(way) for way in WAYS if way in best}
+
+
+def test_one_question_is_answered_by_the_way_with_the_most_weight(have: Resources, monkeypatch) -> None:
+    users = small_world()[1][:2]
+    nats = {user.user_id: {"base": 9.0, "population": 2.0, "merged-only": 2.5, "mta": 9.0} for user in users}
+    monkeypatch.setattr("mta.baselines.combined.held_out_nats", lambda *a, **more: (nats, 0.0))
+    person = METHODS["mta-averaged"](users, have).users[users[0].user_id]
+    alone = METHODS["population"](users, have).users[users[0].user_id]
+    text = users[0].queries[0].text
+    assert answer(person, text, base=have.base) == answer(alone, text, base=have.base)
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:

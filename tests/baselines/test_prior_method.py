@@ -158,7 +158,18 @@ def test_which_tasks_have_them() -> None:
     assert not depends_on_seed("classical")
 
 
-@pytest.mark.parametrize("name", ["nothing+prior", "majority+prior", "classical+prior", "+prior", "lead+calibrated"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nothing+prior",
+        "majority+prior",
+        "classical+prior",
+        "+prior",
+        "lead+calibrated",
+        "mta+calibrated+prior",
+        "mta+prior+prior",
+    ],
+)
 def test_what_has_no_label_scores_has_no_prior(name: str) -> None:
     with pytest.raises(NotFound, match=r"unknown method|has no label scores to correct"):
         find_method(name)

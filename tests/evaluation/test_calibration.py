@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mta.evaluation.calibration import TEMPERATURES, calibrated_nats
+from mta.evaluation.calibration import GRID, calibrated_nats
 from mta.evaluation.statistics import paired_difference, score_predictions
 from mta.records import Prediction
 
@@ -40,7 +40,7 @@ def slow(rows: list[Prediction]) -> list[float]:
     for row in rows:
         others = [other for other in rows if other.user_id != row.user_id]
         best = min(
-            TEMPERATURES,
+            GRID,
             key=lambda t: (round(sum(nats(o.label_scores, o.gold, t) for o in others), 9), abs(math.log(t))),
         )
         found.append(nats(row.label_scores, row.gold, best))
@@ -75,7 +75,7 @@ def test_one_persons_own_answers_play_no_part_and_one_alone_is_read_as_told() ->
 
 
 def temperature_of(row: Prediction, found: float) -> list[float]:
-    return [t for t in TEMPERATURES if nats(row.label_scores, row.gold, t) == pytest.approx(found)]
+    return [t for t in GRID if nats(row.label_scores, row.gold, t) == pytest.approx(found)]
 
 
 def test_it_is_a_column_of_label_tasks_and_people_may_have_several_ids(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers import random_adapter, random_rows, tiny_base
 from mta.base_model import BaseModel
 from mta.compact import kind_of, own_rank
-from mta.config import ALL_LINEAR, FORMS, BankConfig, EngineConfig, TrainConfig
+from mta.config import ALL_LINEAR, OWN_FORMS, BankConfig, EngineConfig, TrainConfig
 from mta.errors import AdapterError, ConfigError
 from mta.generation import Request, score_answers
 from mta.lora.adapter import AdapterSum, Recipe
@@ -24,7 +24,7 @@ from mta.training_plan import TrainJob, learning_rate, update_examples
 from mta.training_store import train_and_store
 from slow_peft import peft_loss
 
-COMPACT = [form for form in FORMS if form != "lora"]
+COMPACT = [form for form in OWN_FORMS if form != "lora"]
 ENGINE = EngineConfig(slots=2, tokens_per_batch=120)
 
 
@@ -146,6 +146,30 @@ def test_stored_parts_come_back_as_adapters_over_what_lay_beneath(base: BaseMode
     assert sizes["coefficients"] < sizes["core"] < sizes["core+lora"]
 
 
+def test_early_stopping_keeps_the_best_values(base: BaseModel) -> None:
+    """What is exported is the state after the epoch with the lowest held-out loss."""
+    one = job(base, "core", 1)
+    long = replace(
+        one, config=replace(one.config, epochs=6, lr=4.0, patience=9, held_out_share=0.3), held_out=random_rows(77, 3)
+    )
+    (done,) = train(base, [long], engine=ENGINE)
+    best = min(range(len(done.held_out_losses)), key=lambda epoch: done.held_out_losses[epoch])
+    assert done.held_out_losses[best] < done.held_out_losses[-1], "it got worse again"
+    assert one.frozen is not None
+    whole = AdapterSum((*one.frozen.parts().terms, (1.0, own_part(one.frozen.parts(), done.tensors))))
+    nats = score_answers(base, [Request(row, whole) for row in long.held_out], engine=ENGINE)
+    assert sum(nats) / sum(len(row.answer) for row in long.held_out) == pytest.approx(done.held_out_losses[best])
+
+
+@pytest.mark.parametrize("form", COMPACT)
+def test_the_norm_of_a_part_says_how_far_it_is_from_nothing(base: BaseModel, form: str) -> None:
+    still = replace(job(base, form, 1), config=replace(config(form), lr=1e-300))
+    (done,) = train(base, [still], engine=ENGINE)
+    assert still.kind.norm(done.tensors) == pytest.approx(0.0, abs=1e-12)
+    (done,) = train(base, [job(base, form, 1)], engine=ENGINE)
+    assert still.kind.norm(done.tensors) > 0.01
+
+
 def test_over_other_anchors_it_is_refused(base: BaseModel) -> None:
     one = job(base, "core", 1)
     (done,) = train(base, [one], engine=ENGINE)
@@ -163,5 +187,7 @@ def test_without_anything_beneath_there_is_nothing_to_change(base: BaseModel) ->
 def test_banks_are_of_adapters() -> None:
     with pytest.raises(ConfigError, match=r"train\.form is 'core'"):
         BankConfig(train=config("core"))
+    with pytest.raises(ConfigError, match="only plain adapters"):
+        TrainConfig(form="core+lora", train_a=False)
     with pytest.raises(ConfigError, match="form is 'full'"):
         TrainConfig(form="full")

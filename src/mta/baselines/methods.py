@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
+from mta.baselines.averaged_anchors import averaged_anchors
 from mta.baselines.classical import CLASSICAL_ROWS, classical_fits
 from mta.baselines.classical_method import classical_method
-from mta.baselines.combined import CombineConfig, averaged_anchors, combined
+from mta.baselines.combined import CombineConfig, combined
 from mta.baselines.label_prior import prior_fits
 from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
@@ -28,11 +29,9 @@ from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
 from mta.errors import ConfigError, NotFound, unknown_name
-from mta.personalize import Personalized, PersonalizedUsers, Resources, personalize_users, renderer
+from mta.personalize import Method, Personalized, PersonalizedUsers, Resources, personalize_users, renderer
 from mta.records import User
 from mta.tasks.task import Task
-
-Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +127,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "per-pcs-task": partial(per_pcs, config=PerPcsConfig(task_adapt="population"), name="per-pcs-task"),
         "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
-        "mta-gated": partial(combined, config=CombineConfig(how="gated"), name="mta-gated"),
-        "mta-averaged": partial(combined, config=CombineConfig(how="averaged"), name="mta-averaged"),
+        "mta-gated": partial(combined, config=CombineConfig(how="gated")),
+        "mta-averaged": partial(combined, config=CombineConfig(how="averaged")),
         "averaged-anchors": averaged_anchors,
         "swapped-user": swapped_user,
         "rag+mta": rag_mta,

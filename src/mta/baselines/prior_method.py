@@ -8,7 +8,7 @@ what fits. Targets play no part. Where labels have no meaning of their own there
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from mta.baselines.label_prior import (
 )
 from mta.data.people import find_people, rule_for
 from mta.evaluation.predict import predict
-from mta.personalize import PersonalizedUsers, Resources
+from mta.personalize import Method, PersonalizedUsers, Resources
 from mta.records import Query, User
 from mta.seeds import stable_seed
 
@@ -36,9 +36,6 @@ FEWEST_JUDGES = 2
 """People it takes; a method may also need a second person, as the swap of adapters does."""
 UNJUDGED_STRENGTH = 1.0
 """Strength where there are fewer: Bayes' rule as it stands."""
-
-
-Method = Callable[[Sequence[User], Resources], PersonalizedUsers]
 
 
 def with_label_prior(method: Method) -> Method:
@@ -70,11 +67,11 @@ def _serve(
             for name, person in people.users.items()
         },
         shared_seconds=people.shared_seconds + seconds,
-        chosen={**people.chosen, **_told(choice, resources, temperatures)},
+        chosen={**people.chosen, **_chosen(choice, resources, temperatures)},
     )
 
 
-def _told(choice: StrengthChoice, resources: Resources, temperatures: Sequence[float]) -> dict[str, float]:
+def _chosen(choice: StrengthChoice, resources: Resources, temperatures: Sequence[float]) -> dict[str, float]:
     """Return what was chosen, by name; what could not be chosen otherwise is left out."""
     strength = {"prior strength": choice.strength} if prior_fits(resources.task) else {}
     return {**strength, **({"temperature": choice.temperature} if len(temperatures) > 1 else {})}

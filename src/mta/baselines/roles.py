@@ -56,7 +56,7 @@ CALIBRATED = "+calibrated"
 
 def stem_of(name: str) -> str:
     """Return the method whose answers a row corrects; a row that corrects none is its own."""
-    return name.removesuffix(PRIOR).removesuffix(CALIBRATED)
+    return next((name.removesuffix(ending) for ending in (PRIOR, CALIBRATED) if name.endswith(ending)), name)
 
 
 def is_control(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import typer
 
 from mta.config import (
-    FORMS,
+    OWN_FORMS,
     WEIGHTS,
     AnchorConfig,
     BankConfig,
@@ -239,7 +239,7 @@ BANK = (
 ADAPT = (
     Setting("--adapt-epochs", TrainConfig, "epochs", ("adapt",), "Adaptation"),
     Setting("--adapt-lr", TrainConfig, "lr", ("adapt",), "Adaptation"),
-    Setting("--adapt-form", TrainConfig, "form", ("adapt",), "Adaptation", FORMS),
+    Setting("--adapt-form", TrainConfig, "form", ("adapt",), "Adaptation", OWN_FORMS),
     Setting("--adapt-rank", TrainConfig, "rank", ("adapt",), "Adaptation"),
     Setting("--adapt-min-updates", TrainConfig, "min_updates", ("adapt",), "Adaptation"),
     Setting("--adapt-batch-size", TrainConfig, "batch_size", ("adapt",), "Adaptation"),

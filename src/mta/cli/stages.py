@@ -92,15 +92,22 @@ def merge(
 ) -> None:
     """Write one user's merged anchors as a PEFT folder, and say how far the two ways of merging are apart."""
     from mta.bank import load_bank
+    from mta.config import BY_HISTORY
+    from mta.errors import ConfigError
     from mta.lora.peft_format import write_peft
-    from mta.merging import merge_distance
+    from mta.merging import merge_distance, reweigh
     from mta.personalize import merged_recipe
 
     loaded = load_bank(bank)
     plan = _plan(loaded, given)
+    if plan.merge.weights in BY_HISTORY:
+        raise ConfigError(
+            f"weights {plan.merge.weights!r} ask the base model about the user's history, and `mta merge` loads none; "
+            "take other weights, or use `mta adapt`"
+        )
     users = _users(targets, loaded, user, skip_malformed=skip_malformed, queries_per_user=queries_per_user)
     with progress_bars() as progress:
-        found = _match(users, loaded, plan, device, progress)[user]
+        found = reweigh(_match(users, loaded, plan, device, progress)[user], plan.merge)
     adapter = merged_recipe(found, loaded, plan.merge).make()
     write_peft(adapter, out, base_model=loaded.base_name)
     apart = merge_distance([loaded.adapter(name) for name in found.anchor_ids], found.weights)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mta.base_model import BaseModel
-from mta.baselines.methods import PARTS, Method
+from mta.baselines.methods import PARTS
 from mta.config import to_dict
 from mta.errors import DataError
 from mta.evaluation.predict import examples_of, finished, predict
@@ -25,7 +25,7 @@ from mta.evaluation.predictions_file import require_finite
 from mta.evaluation.restore import record_adapters
 from mta.evaluation.scores import MethodRecord
 from mta.files import read_json, seal_holds, sealed, sha256_json, write_json
-from mta.personalize import Personalized, PersonalizedUsers, Resources
+from mta.personalize import Method, Personalized, PersonalizedUsers, Resources
 from mta.progress import silent
 from mta.records import Prediction, User
 from mta.tasks.task import Task

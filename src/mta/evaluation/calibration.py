@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mta.metrics import Array
 from mta.records import Prediction
 
-TEMPERATURES = tuple(2 ** (quarter / 4) for quarter in range(-8, 25))
+GRID = tuple(2 ** (quarter / 4) for quarter in range(-8, 25))
 """From 1/4 to 64, four to a doubling."""
 
 
@@ -52,11 +52,11 @@ def _nats(prediction: Prediction) -> Array:
     """Return the gold label's nats at every temperature."""
     scores = np.array(list(prediction.label_scores.values()), dtype=np.float64)
     gold = list(prediction.label_scores).index(prediction.gold)
-    warm = scores[None] / np.array(TEMPERATURES)[:, None]  # (temperatures, labels)
-    return np.asarray(np.logaddexp.reduce(warm, axis=1) - warm[:, gold])
+    scaled = scores[None] / np.array(GRID)[:, None]  # (temperatures, labels)
+    return np.asarray(np.logaddexp.reduce(scaled, axis=1) - scaled[:, gold])
 
 
 def _best(sums: Array) -> NDArray[np.int64]:
     """Return for each row the place of the temperature with the smallest sum."""
-    nearest_first = np.argsort(np.abs(np.log(TEMPERATURES)), kind="stable")
+    nearest_first = np.argsort(np.abs(np.log(GRID)), kind="stable")
     return np.asarray(nearest_first[np.argmin(np.round(sums[:, nearest_first], 12), axis=1)])

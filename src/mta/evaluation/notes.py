@@ -60,8 +60,8 @@ def method_notes(scores: Mapping[str, Any]) -> list[str]:
     """Say what a reader of the table must know: what sd means, what was capped, chosen, not adapted, or cut."""
     notes = {
         "Trained on at most": capped_items(scores),
-        "Chosen on users of the pool": chosen_on_pool(scores),
-        "Chosen by users' own histories, for how many": chosen_on_pool(scores, "chosen_by_users"),
+        "Chosen on users of the pool": chosen(scores, "chosen_on_pool"),
+        "Chosen by users' own histories, for how many": chosen(scores, "chosen_by_users"),
         "Not adapted": not_adapted(scores),
         "Prompts cut to fit the model": cut_prompts(scores),
     }
@@ -82,8 +82,8 @@ def capped_items(scores: Mapping[str, Any]) -> str:
     return " and ".join(f"{cap} history items of {who}" for who, cap in caps.items())
 
 
-def chosen_on_pool(scores: Mapping[str, Any], key: str = "chosen_on_pool") -> str:
-    """Name the settings that methods chose on users of the pool, with their values (of several runs in order)."""
+def chosen(scores: Mapping[str, Any], key: str) -> str:
+    """Name what methods have chosen, as one part of their scores says, with the values (of several runs in order)."""
     parts = []
     for name, method in scores["methods"].items():
         found: dict[str, list[str]] = {}

@@ -69,6 +69,7 @@ def _predict_mixtures(
 ) -> Predictions:
     """Ask every way to serve each person, and mix what they answer."""
     ways = {person.user.user_id: person.mixture or ((1.0, person),) for person in people}
+    single = {person.user.user_id for person in people if not person.mixture}
     rows: dict[tuple[str, str], list[tuple[float, Prediction]]] = {}
     cut = 0
     for place in range(max(map(len, ways.values()))):
@@ -77,7 +78,8 @@ def _predict_mixtures(
         cut = max(cut, made.cut_prompts)
         for row in made.rows:
             rows.setdefault((row.user_id, row.query_id), []).append((asked[row.user_id][0], row))
-    return Predictions(tuple(mixed(each) for each in rows.values()), cut)
+    answers = (each[0][1] if name in single else mixed(each) for (name, _), each in rows.items())
+    return Predictions(tuple(answers), cut)
 
 
 def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
@@ -90,8 +92,6 @@ def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
         ways: (weight, prediction), the largest weight first; weights sum to 1.
     """
     first = ways[0][1]
-    if len(ways) == 1:
-        return first
     logs = np.log([weight for weight, _ in ways])
     if not first.label_scores:
         known = [row.nll for _, row in ways if row.nll is not None]

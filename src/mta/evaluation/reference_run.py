@@ -142,10 +142,11 @@ def served_users(run: FinishedRun, targets: Sequence[User]) -> list[ServedUser]:
     rows = _predictions(run.predictions)
     served = []
     for user in targets:
-        merged = merged_recipe(matches[user.user_id], run.bank, run.merge)
+        match = run.adapters.match(user.user_id)  # a method's weights may be others than the run's
+        merged = merged_recipe(match, run.bank, run.merge)
         own = _own(run, user, merged) if PARTS[run.method].adapted else None
         answers = tuple(row for row in rows if row.user_id == user.user_id)
-        served.append(ServedUser(user, matches[user.user_id], merged, own, answers))
+        served.append(ServedUser(user, match, merged, own, answers))
     _check_belonging(run, served)
     return served
 

@@ -260,13 +260,19 @@ def _check_settings(config: RunConfig, methods: Sequence[str]) -> None:
         )
     check_weights(config.merge, top_k=config.top_k)
     missing = sorted(set(config.bank.train.target_modules) - set(config.adapt.target_modules))
-    stacked = [name for name in methods if name in PARTS and PARTS[name].merged and PARTS[name].adapted]
+    stacked = [name for name in methods if _stacks(stem_of(name))]
     if missing and stacked:
         raise ConfigError(
             f"the users' adapters lie on merged anchors, which change {', '.join(missing)}, but adapt.target_modules "
             f"is {', '.join(config.adapt.target_modules)} (method {stacked[0]}); add the missing ones, or train the "
             "bank without them"
         )
+
+
+def _stacks(name: str) -> bool:
+    """Tell whether a method puts users' own parts on merged anchors."""
+    parts = PARTS.get(name)
+    return parts.merged and parts.adapted if parts else name in (SWAPPED, "rag+mta", "mta-gated", "mta-averaged")
 
 
 def _refuse_or_load(folder: Path, config: RunConfig, base: BaseModel | None) -> BaseModel:

@@ -162,6 +162,30 @@ def _seed_index(predictions: Sequence[Prediction], seed_of: Sequence[int] | None
 
 
 def _rows(predictions: Sequence[Prediction], names: Sequence[str], labels: Sequence[str]) -> dict[str, Array]:
+    """Return what each measure reads off the predictions, seed by seed, as if each seed had been run alone."""
+    repeat = _repeats(predictions)
+    parts = [np.flatnonzero(repeat == number) for number in range(int(repeat.max(initial=0)) + 1)]
+    found = [_rows_of_one([predictions[place] for place in part.tolist()], names, labels) for part in parts]
+    order = np.argsort(np.concatenate(parts))
+    return {
+        name: np.concatenate([rows[name] for rows in found])[order]
+        for name in found[0]
+        if all(name in rows for rows in found)
+    }
+
+
+def _repeats(predictions: Sequence[Prediction]) -> IntArray:
+    """(N,) how many answers to the same query stand before each: the seeds, counted through."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found = []
+    for prediction in predictions:
+        key = (prediction.user_id, prediction.query_id)
+        found.append(seen[key])
+        seen[key] += 1
+    return np.array(found, dtype=np.int64)
+
+
+def _rows_of_one(predictions: Sequence[Prediction], names: Sequence[str], labels: Sequence[str]) -> dict[str, Array]:
     if not predictions:
         raise DataError("cannot score: no predictions; a score needs at least one query with a gold answer")
     found = {name: find_measure(name).rows(predictions, labels) for name in names}
