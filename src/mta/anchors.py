@@ -113,8 +113,8 @@ def select_anchors(
     if not anchors:
         raise ConfigError(
             f"no anchor left: the longest history in the pool has {max(history_sizes)} items, and an anchor needs "
-            f"more than {config.min_history}{_and_entropy(config)}; lower what is asked, or give a pool with longer "
-            "histories"
+            f"more than {config.min_history}{_and_entropy(config)}; lower --min-history{_or_entropy(config)}, or give "
+            "a pool with longer histories"
         )
     if dropped:
         logger.info("anchors: %d clusters asked, %d kept", config.bank_size, len(anchors))
@@ -123,7 +123,11 @@ def select_anchors(
 
 def _and_entropy(config: AnchorConfig) -> str:
     least = config.min_label_entropy
-    return f" (--min-history), and answers with an entropy of {least:g} nats (--min-label-entropy)" if least else ""
+    return f" and answers with an entropy of {least:g} nats" if least else ""
+
+
+def _or_entropy(config: AnchorConfig) -> str:
+    return " or --min-label-entropy" if config.min_label_entropy else ""
 
 
 def cluster_users(vectors: Tensor, config: AnchorConfig) -> tuple[int, ...]:

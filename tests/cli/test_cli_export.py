@@ -17,6 +17,7 @@ from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.evaluation.predict import predict
 from mta.lora.peft_format import read_peft
+from mta.merging import merge_cat
 
 
 def _deltas(run: Path, user: str) -> dict[str, torch.Tensor]:
@@ -58,6 +59,17 @@ def test_parts_of_an_export_add_up(finished_run: Path, films: Any, tmp_path: Pat
     )
     for name in own.modules:
         torch.testing.assert_close(read_peft(tmp_path / "merged").delta(name), parts["merged-only"].delta(name))
+
+
+def test_a_merge_has_the_weights_that_are_asked_for(finished_run: Path, films: Any, tmp_path: Path) -> None:
+    words = ("merge", "--bank", finished_run / "bank", "--targets", films.targets, "--user", "dan")
+    found = good(*words, "--weights", "uniform", "--out", tmp_path / "merged", "--json").json["match"]
+    assert found["weights"] == [0.5, 0.5]
+    bank = load_bank(finished_run / "bank")
+    wanted = merge_cat([bank.adapter(name) for name in found["anchor_ids"]], [0.5, 0.5])
+    for name in wanted.modules:
+        torch.testing.assert_close(read_peft(tmp_path / "merged").delta(name), wanted.delta(name))
+    assert "`mta merge` loads none" in refused(*words, "--weights", "evidence", "--out", tmp_path / "other")
 
 
 def test_adapters_made_without_a_run_are_exported_over_their_bank(

@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             base="tiny-random",
             bank=bank,
             adapt=train,
-            methods=("base", "merged-only", "mta", "mta-linear"),
+            methods=("base", "merged-only", "mta", "mta-linear", "uniform-weights"),
         )
         base = load_base_model("tiny-random", device="cpu", dtype="float32")
         run(pool, targets, config, folder / "run", base=base)
@@ -288,6 +288,14 @@ def test_the_linear_method_keeps_the_rank_and_merged_only_has_no_own_adapter(
     assert merged["stacked_lora_path"] is None
     answers = [row["text"] for row in _rows(finished, "17", "merged-only")]
     assert [row["prediction"] for row in merged["predictions"]] == answers
+
+
+def test_a_method_with_weights_of_its_own_is_written_with_these(finished: Finished, tmp_path: Path) -> None:
+    finished.write(tmp_path, method="uniform-weights")
+    written = read_json(tmp_path / "final_eval_results" / HYBRID / "results_17_alpha_0.500000.json")
+    assert written["fusion"]["weights"] == [0.5, 0.5]
+    recorded = read_json(finished.folder / "adapters" / "uniform-weights.json")["matches"]["17"]
+    assert read_json(finished.folder / "matches.json")[0]["weights"] != recorded["weights"]
 
 
 @pytest.mark.parametrize(
