@@ -54,9 +54,8 @@ def user_rows(
         train: `max_items`, `held_out_share`, `allow_proxy` and `seed` are read.
         prompts: how examples are rendered.
     """
-    made = _made_from(task, user, train, prompts)
-    kept = _kept_ids(made, train)
-    return _split(tokens, task, user, made, set(kept), _held_out(kept, user.user_id, train), train, prompts)
+    maker = _Maker(tokens, task, user, train, prompts)
+    return maker.rows(held_out=_held_out(maker.kept, user.user_id, train))
 
 
 def fold_rows(
@@ -75,56 +74,54 @@ def fold_rows(
     Returns:
         As many as there are folds; [] for a user of fewer than two examples.
     """
-    made = _made_from(task, user, train, prompts)
-    kept = _kept_ids(made, train)
-    if len(kept) < 2:
+    maker = _Maker(tokens, task, user, train, prompts)
+    if len(maker.kept) < 2:
         return []
     generator = torch.Generator().manual_seed(stable_seed(train.seed, "folds", user.user_id))
-    order = [kept[place] for place in torch.randperm(len(kept), generator=generator).tolist()]
-    return [
-        _split(tokens, task, user, made, set(kept), set(order[fold::folds]), train, prompts)
-        for fold in range(min(folds, len(kept)))
-    ]
+    order = [maker.kept[place] for place in torch.randperm(len(maker.kept), generator=generator).tolist()]
+    return [maker.rows(held_out=set(order[fold::folds])) for fold in range(min(folds, len(order)))]
 
 
-def _made_from(task: Task, user: User, train: TrainConfig, prompts: PromptConfig) -> TrainingExamples:
-    return training_examples(task, user, history_k=prompts.history_k, seed=train.seed, allow_proxy=train.allow_proxy)
+class _Maker:
+    """Makes one user's rows, with these or those items held out."""
 
+    def __init__(
+        self, tokens: PromptTokenizer, task: Task, user: User, train: TrainConfig, prompts: PromptConfig
+    ) -> None:
+        self._tokens, self._task, self._user, self._train, self._prompts = tokens, task, user, train, prompts
+        self._made = self._examples(user)
+        self.kept = [example.example_id for example in self._made.examples][-train.max_items :]
+        """Ids of the items that give rows."""
 
-def _kept_ids(made: TrainingExamples, train: TrainConfig) -> list[str]:
-    return [example.example_id for example in made.examples][-train.max_items :]
-
-
-def _split(
-    tokens: PromptTokenizer,
-    task: Task,
-    user: User,
-    made: TrainingExamples,
-    kept_ids: set[str],
-    held_ids: set[str],
-    train: TrainConfig,
-    prompts: PromptConfig,
-) -> UserRows:
-    """Build rows of the kept examples but those held out, and rows of these."""
-    learn, judge = made.examples, tuple[Example, ...]()
-    if held_ids:
-        shown = tuple(item for item in user.history if item.item_id not in held_ids)
-        learn = _made_from(task, replace(user, history=shown), train, prompts).examples
-        judge = tuple(
-            example
-            for item in user.history
-            if item.item_id in held_ids
-            for example in _made_from(task, replace(user, history=(*shown, item)), train, prompts).examples
-            if example.example_id == item.item_id
+    def _examples(self, user: User) -> TrainingExamples:
+        train = self._train
+        return training_examples(
+            self._task, user, history_k=self._prompts.history_k, seed=train.seed, allow_proxy=train.allow_proxy
         )
-    learn = tuple(example for example in learn if example.example_id in kept_ids)
-    return UserRows(
-        user_id=user.user_id,
-        rows=token_rows(tokens, task, learn, prompts),
-        held_out=token_rows(tokens, task, judge, prompts),
-        source=made.source,
-        skipped=made.skipped,
-    )
+
+    def rows(self, *, held_out: set[str]) -> UserRows:
+        """Return rows of the kept items but those held out, and rows of these."""
+        learn, judge = self._made.examples, tuple[Example, ...]()
+        if held_out:
+            history = self._user.history
+            shown = tuple(item for item in history if item.item_id not in held_out)
+            learn = self._examples(replace(self._user, history=shown)).examples
+            judge = tuple(
+                example
+                for item in history
+                if item.item_id in held_out
+                for example in self._examples(replace(self._user, history=(*shown, item))).examples
+                if example.example_id == item.item_id
+            )
+        kept = set(self.kept)
+        learn = tuple(example for example in learn if example.example_id in kept)
+        return UserRows(
+            user_id=self._user.user_id,
+            rows=token_rows(self._tokens, self._task, learn, self._prompts),
+            held_out=token_rows(self._tokens, self._task, judge, self._prompts),
+            source=self._made.source,
+            skipped=self._made.skipped,
+        )
 
 
 def token_rows(

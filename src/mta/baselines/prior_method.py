@@ -53,7 +53,7 @@ def _serve(
 ) -> PersonalizedUsers:
     judges = judges_of(resources)
     ratios = _ratios([*judges, *users], resources)
-    choice, seconds = _choose(method, judges, resources, ratios, temperatures)
+    choice, seconds = _choose(method, resources, judges=judges, ratios=ratios, temperatures=temperatures)
     people = method(users, resources)
     return replace(
         people,
@@ -87,8 +87,9 @@ def _ratios(users: Sequence[User], resources: Resources) -> dict[str, dict[str, 
 
 def _choose(
     method: Method,
-    judges: Sequence[User],
     resources: Resources,
+    *,
+    judges: Sequence[User],
     ratios: Mapping[str, Mapping[str, float]],
     temperatures: Sequence[float],
 ) -> tuple[StrengthChoice, float]:
