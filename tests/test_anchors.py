@@ -87,7 +87,9 @@ def test_the_most_active_user_whose_answers_vary_enough_is_taken() -> None:
     assert groups[2] == 0
     everybody = select_anchors(vectors, sizes, user_ids=ids, config=config)
     assert {anchor.user_id for anchor in everybody.anchors} == {"a", "e"}
-    with pytest.raises(ConfigError, match=r"answers with an entropy of 0\.5 nats; lower --min-history or --min-label-entropy"):
+    with pytest.raises(
+        ConfigError, match=r"answers with an entropy of 0\.5 nats; lower --min-history or --min-label-entropy"
+    ):
         select_anchors(vectors, sizes, user_ids=ids, config=config, label_entropies=[0.0] * 5)
 
 

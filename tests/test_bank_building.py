@@ -18,11 +18,12 @@ from mta.config import ALL_LINEAR, BankConfig, MergeConfig
 from mta.encoders import document_vectors
 from mta.errors import BankError, ConfigError, DataError
 from mta.files import read_json
+from mta.judges import draw_judges
 from mta.lora.adapter import Adapter, distance, recipe
 from mta.lora.stacked import initial_A
 from mta.merging import Match, merge_cat, merge_linear
 from mta.personalize import merged_recipe
-from mta.records import HistoryItem, User
+from mta.records import HistoryItem, Query, User
 from mta.tasks import get_task
 from mta.training import train
 from mta.training_plan import TrainJob
@@ -317,3 +318,42 @@ def test_a_bank_whose_anchors_all_diverge_is_refused(tmp_path, base) -> None:
     with pytest.raises(BankError, match="no anchor was trained successfully"):
         build(tmp_path, base, replace(BANK, train=replace(TRAIN, lr=1e30, clip_norm=0.0, epochs=5)))
     assert not (tmp_path / MANIFEST).exists()
+
+
+# judges -----------------------------------------------------------------------------------------------------------
+
+
+def asked_pool() -> list[User]:
+    """Everybody has an answered question; p5 has a second record under another id."""
+    question = Query("q", "what?", gold="that")
+    pool = [replace(user, queries=(replace(question, query_id=f"q-{user.user_id}"),)) for user in small_pool()]
+    return [*pool, replace(pool[5], user_id="p5 again", queries=())]
+
+
+def test_judges_are_neither_anchors_nor_part_of_what_lies_beneath(tmp_path, base, monkeypatch) -> None:
+    pool, learned = asked_pool(), []
+
+    def watched(tokens, task, user, **more):
+        learned.append(user.user_id)
+        return user_rows(tokens, task, user, **more)
+
+    monkeypatch.setattr("mta.bank_building.user_rows", watched)
+    for count in (1, 4):
+        learned.clear()
+        judges = {user.user_id for user in draw_judges(pool, OWN, most=count)}
+        config = replace(BANK, judges=count, population_beneath=True, anchors=replace(BANK.anchors, bank_size=1))
+        bank = build(tmp_path / str(count), base, config, pool=pool)
+        aside = {*judges, *(["p5 again"] if "p5" in judges else [])}
+        assert len(judges) == count
+        assert set(learned) == {user.user_id for user in pool} - aside
+        assert not aside & set(bank.anchor_ids)
+
+
+def test_judges_are_drawn_by_id_and_know_their_answers() -> None:
+    pool = asked_pool()
+    everybody = [user.user_id for user in draw_judges(pool, OWN, most=99)]
+    assert sorted(everybody) == ["p0", "p1", "p2", "p3", "p4", "p5"]
+    assert [user.user_id for user in draw_judges(pool[::-1], OWN, most=3)] == everybody[:3]
+    assert "p5" not in {user.user_id for user in draw_judges(pool, OWN, most=99, others_than=["p5 again"])}
+    silent = [replace(user, queries=tuple(replace(query, gold=None) for query in user.queries)) for user in pool]
+    assert draw_judges(silent, OWN, most=99) == []

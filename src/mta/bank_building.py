@@ -32,6 +32,7 @@ from mta.encoders import Encoder, document_vectors
 from mta.errors import AdapterError, BankError, ConfigError
 from mta.files import sha256_json
 from mta.folder_lock import alone_in_folder
+from mta.judges import without_judges
 from mta.lora.adapter import Adapter, recipe
 from mta.packing import TokenRow
 from mta.progress import Progress, silent
@@ -214,7 +215,7 @@ def _succeeded(anchor: PlannedAnchor, trained: TrainedSet) -> bool:
 def _train_beneath(build: _Build, pool: Sequence[User]) -> TrainedSet:
     """Train the population adapter that lies beneath all anchors."""
     train = build.config.population_train
-    made = [build.rows(user, train) for user in pool]
+    made = [build.rows(user, train) for user in without_judges(pool, build.task, build.config)]
     return train_population(
         build.base,
         [row for rows in made for row in rows.rows],

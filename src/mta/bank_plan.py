@@ -15,6 +15,7 @@ from mta.anchors import AnchorSelection, DroppedCluster, select_anchors
 from mta.config import AnchorConfig, BankConfig
 from mta.encoders import Encoder, embed_users
 from mta.errors import ConfigError, DataError
+from mta.judges import without_judges
 from mta.lora.adapter import Recipe
 from mta.progress import Progress, silent
 from mta.prompt_tokens import PromptTokenizer
@@ -89,7 +90,7 @@ def plan_bank(
     """Choose anchors from a pool (Eq. 2, 3) and make their training examples.
 
     Args:
-        pool: users to choose from.
+        pool: users to choose from, but for those whom `config` sets aside as judges.
         task: what is asked.
         tokens: tokenizer of the base model.
         config: settings of the bank.
@@ -102,6 +103,7 @@ def plan_bank(
         ConfigError: the bank size does not fit the pool, or fewer than `min_anchors` are kept.
         DataError: nobody in the pool has a history.
     """
+    pool = without_judges(pool, task, config)
     selection = _select(pool, task, config, encoder, cache, min_anchors, progress)
     anchors = tuple(
         PlannedAnchor(

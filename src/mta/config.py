@@ -276,6 +276,9 @@ class BankConfig:
     """Encoder and document of the matching vectors."""
     shared_init: bool = True
     """All anchors start from one A, so that adapters can be mixed factor by factor."""
+    judges: int = 0
+    """People of the pool with an answered query who are set aside before anything is trained: neither anchors nor part
+    of the population adapter. Temperatures and strengths of a prior are then chosen on them; 0 takes other users."""
     population_beneath: bool = False
     """First train one adapter on all pool users and train the anchors on top of it, so that they learn only what
     differs from it."""
@@ -283,6 +286,7 @@ class BankConfig:
     """Training of that population adapter; its rank may differ from the anchors', its targets must be among theirs."""
 
     def __post_init__(self) -> None:
+        _require_at_least(self, 0, "judges")
         for name in ("train", "population_train"):
             form = getattr(self, name).form
             _require(form == "lora", f"{name}.form is {form!r}; what lies beneath users is an adapter, form 'lora'")

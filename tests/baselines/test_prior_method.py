@@ -13,6 +13,7 @@ from mta.baselines.prior_method import JUDGES, judges_of
 from mta.errors import ConfigError, NotFound
 from mta.evaluation.predict import finished, predict
 from mta.evaluation.run import open_run, run
+from mta.judges import draw_judges
 from mta.personalize import PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks import get_task
@@ -92,6 +93,12 @@ def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
     assert judges_of(replace(have, pool=many[::-1])) == chosen
     silent = [replace(user, queries=tuple(replace(q, gold=None) for q in user.queries)) for user in have.pool]
     assert judges_of(replace(have, pool=silent)) == []
+
+
+def test_a_banks_own_judges_are_asked(have: Resources) -> None:
+    bank = have.need_bank()
+    aside = replace(have, bank=replace(bank, config=replace(bank.config, judges=3)))
+    assert judges_of(aside) == draw_judges(have.pool, have.task, most=3)
 
 
 def test_an_anchors_person_is_no_judge_under_another_id_and_nobody_is_two(have: Resources) -> None:

@@ -1,8 +1,8 @@
 """Any method that scores labels, corrected by what the person usually answers (see `label_prior`).
 
-The strength of the correction, and where asked for the temperature of the scores, are chosen on users of the pool who
-are no anchors: they are personalized by the same method, and their queries, whose answers the pool's file holds, say
-what fits. Targets play no part. Where labels have no meaning of their own there is no prior, and a temperature alone.
+The strength of the correction, and where asked for the temperature of the scores, are chosen on users of the pool
+(`judges`): they are personalized by the same method, and their queries, whose answers the pool's file holds, say what
+fits. Targets play no part. Where labels have no meaning of their own there is no prior, and a temperature alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from mta.baselines.label_prior import (
     prior_fits,
     with_prior,
 )
-from mta.data.people import find_people, rule_for
 from mta.evaluation.predict import predict
+from mta.judges import draw_judges
 from mta.personalize import Method, PersonalizedUsers, Resources
-from mta.records import Query, User
-from mta.seeds import stable_seed
+from mta.records import User
 
 log = logging.getLogger(__name__)
 
@@ -115,26 +114,12 @@ def _choose(
 
 
 def judges_of(resources: Resources) -> list[User]:
-    """Return the users of the pool on whom a strength is chosen: with answered queries and a history, no anchors.
+    """Return the users of the pool on whom strength and temperature are chosen.
 
-    Nobody is among them who is an anchor's person under another id, since that anchor's adapter has seen the answers;
-    and of a person's several records one. Which of them depends on their ids alone. Queries without an answer are left
-    out.
+    Those whom the bank has set aside, else any who are no anchors; see `draw_judges`.
     """
-    anchors = {anchor.user_id for anchor in resources.bank.anchors} if resources.bank else set()
-    pool = {user.user_id: user for user in resources.pool}
-    known = []
-    for person in find_people(resources.pool, rule=rule_for(resources.task.task_id)):
-        records = [replace(pool[name], queries=_answered(pool[name])) for name in person if pool[name].history]
-        able = sorted((user for user in records if user.queries), key=_draw)
-        if able and anchors.isdisjoint(person):
-            known.append(able[0])
-    return sorted(known, key=_draw)[:JUDGES]
-
-
-def _draw(user: User) -> int:
-    return stable_seed(0, "judge", user.user_id)
-
-
-def _answered(user: User) -> tuple[Query, ...]:
-    return tuple(query for query in user.queries if query.gold is not None)
+    bank = resources.bank
+    if bank and bank.config.judges:
+        return draw_judges(resources.pool, resources.task, most=bank.config.judges)
+    anchors = [anchor.user_id for anchor in bank.anchors] if bank else []
+    return draw_judges(resources.pool, resources.task, most=JUDGES, others_than=anchors)

@@ -227,6 +227,7 @@ BANK = (
     Setting("--bank-train-a", TrainConfig, "train_a", ("bank.train",), "Bank"),
     Setting("--shared-init", BankConfig, "shared_init", ("bank",), "Bank"),
     Setting("--max-items", TrainConfig, "max_items", _TRAINED, "Bank", note=_SHARED),
+    Setting("--judges", BankConfig, "judges", ("bank",), "Bank"),
     Setting("--population-beneath", BankConfig, "population_beneath", ("bank",), "Bank"),
     Setting("--history-k", PromptConfig, "history_k", ("bank.prompts",), "Prompts"),
     Setting("--history-words", PromptConfig, "history_words", ("bank.prompts",), "Prompts"),

@@ -1,0 +1,61 @@
+"""People of the pool on whom settings are chosen that no target may decide: temperatures, strengths of a prior.
+
+They have a history and a question whose answer the pool's file holds. A bank may set some aside before anything is
+trained (`BankConfig.judges`), so that nothing they are asked through has learned their histories.
+
+Example:
+    >>> judges = draw_judges(pool, task, most=32)
+    >>> left = without_judges(pool, task, bank_config)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from mta.config import BankConfig
+from mta.data.people import find_people, rule_for
+from mta.records import Query, User
+from mta.seeds import stable_seed
+from mta.tasks.task import Task
+
+
+def draw_judges(pool: Sequence[User], task: Task, *, most: int, others_than: Collection[str] = ()) -> list[User]:
+    """Return people of the pool with answered queries and a history; queries without an answer are left out.
+
+    Nobody is among them who is one of `others_than` under another id; and of a person's several records one. Which of
+    them depends on their ids alone.
+
+    Args:
+        pool: users to draw from.
+        task: what is asked; it says what proves that two records are one person.
+        most: how many at most.
+        others_than: user ids who may not judge, for example a bank's anchors.
+    """
+    users = {user.user_id: user for user in pool}
+    barred = set(others_than)
+    able = []
+    for person in find_people(pool, rule=rule_for(task.task_id)):
+        records = [replace(users[name], queries=_answered(users[name])) for name in person if users[name].history]
+        asked = sorted((user for user in records if user.queries), key=_draw)
+        if asked and barred.isdisjoint(person):
+            able.append(asked[0])
+    return sorted(able, key=_draw)[:most]
+
+
+def without_judges(pool: Sequence[User], task: Task, config: BankConfig) -> list[User]:
+    """Return the pool without the people whom a bank sets aside, under whatever id."""
+    if not config.judges:
+        return list(pool)
+    judges = {user.user_id for user in draw_judges(pool, task, most=config.judges)}
+    people = find_people(pool, rule=rule_for(task.task_id))
+    aside = {name for person in people if judges & set(person) for name in person}
+    return [user for user in pool if user.user_id not in aside]
+
+
+def _draw(user: User) -> int:
+    return stable_seed(0, "judge", user.user_id)
+
+
+def _answered(user: User) -> tuple[Query, ...]:
+    return tuple(query for query in user.queries if query.gold is not None)
