@@ -29,8 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # 4 the method
     (
-        "user_rows", "judges", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "compact", "weight_search",
-        "evidence", "personalize", "cross_fit", "users",
+        "user_rows", "judges", "bank", "bank_plan", "bank_costs", "bank_building", "adaptation", "compact",
+        "weight_search", "evidence", "personalize", "cross_fit", "users",
     ),
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),
