@@ -76,14 +76,47 @@ class Trial:
 
 POPULATION = {"epochs": 2}
 CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
+
+
+def over_population(*methods: str, **changes: Any) -> Trial:
+    """Return a trial whose anchors are residuals on an adapter for everybody."""
+    return Trial(methods, **{"population": POPULATION, "bank": CALM, **changes})
+
+
 TRIALS: Mapping[str, Trial] = {
-    "small": Trial(("base", "classical", "population", "population-adapt", "merged-only", "mta")),
-    "population beneath": Trial(("merged-only", "mta", "adapt-only"), population=POPULATION),
-    "population beneath, calm anchors": Trial(
-        ("merged-only", "merged-only-evidence", "averaged-anchors", "mta", "mta-evidence"),
-        population=POPULATION,
-        bank=CALM,
+    "small": Trial(("base", "classical", "rag-3", "oppu", "population", "population-adapt", "merged-only", "mta")),
+    # what lies beneath
+    "population": Trial(("merged-only", "mta"), population=POPULATION),
+    "population, calm anchors": over_population("merged-only", "averaged-anchors", "mta"),
+    "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4}),
+    "population at 1e-3": over_population("merged-only", "mta", population={"epochs": 2, "lr": 1e-3}),
+    "population, anchors of rank 2": over_population("merged-only", "mta", bank={**CALM, "rank": 2, "alpha": 4.0}),
+    "population, anchors with dropout": over_population("merged-only", "mta", bank={**CALM, "dropout": 0.2}),
+    "population, varied anchors": over_population("merged-only", "mta", anchors={"min_label_entropy": 1.0}),
+    # weights
+    "evidence of 2": over_population("merged-only-evidence", "mta-evidence"),
+    "evidence of 6": over_population("merged-only-evidence", "averaged-anchors", "mta-evidence", top_k=6),
+    "evidence of 6 and nobody": over_population(
+        "merged-only-evidence", "mta-evidence", top_k=6, merge={"weights": "evidence", "nobody": True}
     ),
+    "half the merge": over_population("merged-only", "mta", merge={"scale": 0.5}),
+    "uniform of 6": over_population("merged-only-uniform", "uniform-weights", top_k=6),
+    # adaptation
+    "adapt at 5e-4": over_population("mta", adapt={"lr": 5e-4}),
+    "adapt at 2e-3": over_population("mta", adapt={"lr": 2e-3}),
+    "adapt 6 epochs": over_population("mta", adapt={"epochs": 6}),
+    "adapt 1 epoch": over_population("mta", adapt={"epochs": 1}),
+    "adapt rank 2": over_population("mta", adapt={"rank": 2, "alpha": 4.0}),
+    "adapt rank 8": over_population("mta", adapt={"rank": 8, "alpha": 16.0}),
+    "adapt with dropout": over_population("mta", adapt={"dropout": 0.2}),
+    "adapt with weight decay": over_population("mta", adapt={"weight_decay": 0.1}),
+    "adapt by 4": over_population("mta", adapt={"batch_size": 4}),
+    "adapt a core": over_population("mta", adapt={"form": "core", "lr": 1e-2}),
+    "adapt coefficients": over_population("mta", adapt={"form": "coefficients", "lr": 5e-2}),
+    "adapt core and adapter": over_population("mta", adapt={"form": "core+lora"}),
+    # all together
+    "gate and average": over_population("mta-gated", "mta-averaged"),
+    "three items shown": over_population("merged-only", "mta", history_k=3),
 }
 
 
