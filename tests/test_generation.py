@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
@@ -47,6 +49,31 @@ def test_an_adapter_changes_the_answer_and_the_base_row_stays_bare():
     both = generate(base, [Request(row, adapter), Request(row)], max_new_tokens=6, engine=TOGETHER)
     assert both[1] == bare[0]
     assert both[0] != both[1]
+
+
+def test_candidates_at_other_temperatures_are_those_of_divided_logits():
+    """One row at a time by the model itself, adapters in its weights."""
+    base = tiny_base()
+    adapter = random_adapter(base, ALL_LINEAR, seed=3, rank=2)
+    rows = random_rows(5, 3)
+    found = answer_and_score(
+        base,
+        [Request(row, adapter) for row in rows],
+        [[row.answer, (7, 9)] for row in rows],
+        max_new_tokens=2,
+        engine=TOGETHER,
+        temperatures=(0.5, 2.0),
+    )
+    model = copy.deepcopy(base.model)
+    for module in adapter.modules:
+        model.get_submodule(module).weight.data += adapter.delta(module)
+    for row, answered in zip(rows, found, strict=True):
+        for place, temperature in enumerate((1.0, 0.5, 2.0)):
+            for number, tokens in enumerate((row.answer, (7, 9))):
+                logits = model(input_ids=torch.tensor([row.prompt + tuple(tokens)])).logits[0] / temperature
+                picked = logits[len(row.prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
+                wanted = answered.scores if place == 0 else answered.tempered[place - 1]
+                assert float(wanted[number]) == pytest.approx(float(picked.sum().detach()), abs=1e-9)
 
 
 def test_score_answers_is_the_same_in_any_batch():

@@ -2,7 +2,7 @@
 
 Example:
     >>> candidate_scores(base, prompts, cache, [label_tokens] * len(prompts.input_ids))[0].shape
-    torch.Size([15])
+    torch.Size([1, 15])
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ PROMPT, NOBODY = -1, -2
 """Owners of tokens that belong to no candidate: seen by all, and padding."""
 
 
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""What scores of next tokens may be divided by, to see at which texts would have been likeliest."""
+
+
 def candidate_scores(
-    base: BaseModel, prompts: Batch, cache: DynamicCache, candidates: Sequence[Sequence[Sequence[int]]]
+    base: BaseModel,
+    prompts: Batch,
+    cache: DynamicCache,
+    candidates: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperatures: Sequence[float] = (1.0,),
 ) -> list[Tensor]:
     """Score texts that could follow each prompt.
 
@@ -34,9 +43,10 @@ def candidate_scores(
         prompts: (B, P) tokens, padded on the left.
         cache: keys and values of all prompt tokens but the last; it is used up.
         candidates: for each prompt C token sequences.
+        temperatures: T numbers that the scores of next tokens are divided by.
 
     Returns:
-        For each prompt (C,) log-probabilities, float64 on the CPU.
+        For each prompt (T, C) log-probabilities, float64 on the CPU.
     """
     tails = _tails(prompts, candidates, base.pad_id)
     logits = base.model(
@@ -46,7 +56,10 @@ def candidate_scores(
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return [_log_probabilities(row, texts) for row, texts in zip(logits, candidates, strict=True)]
+    return [
+        torch.stack([_log_probabilities(row / temperature, texts) for temperature in temperatures])
+        for row, texts in zip(logits.to(torch.promote_types(logits.dtype, torch.float32)), candidates, strict=True)
+    ]
 
 
 def _log_probabilities(logits: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
@@ -56,7 +69,7 @@ def _log_probabilities(logits: Tensor, candidates: Sequence[Sequence[int]]) -> T
         logits: (1 + W, V), those after the prompt's last token and after each token of the candidates in a row.
         candidates: C token sequences of W tokens or fewer together.
     """
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
     scores, start = [], 0
     for tokens in candidates:
         # the first token is predicted by the prompt's last position, the others by the token before them

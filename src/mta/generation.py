@@ -84,6 +84,8 @@ class Answered:
     """Without special tokens."""
     scores: Tensor
     """(C,) log-probability of each candidate's tokens given the prompt, float64 on the CPU."""
+    tempered: Tensor
+    """(T, C) the same at each of the temperatures that were asked for."""
 
 
 def answer_and_score(
@@ -94,6 +96,7 @@ def answer_and_score(
     max_new_tokens: int,
     engine: EngineConfig,
     repetition_penalty: float = 1.0,
+    temperatures: Sequence[float] = (),
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answered]:
     """Answer every request greedily and score its candidates; the prompt is read once for both.
@@ -109,6 +112,7 @@ def answer_and_score(
         engine: packing.
         repetition_penalty: divides the scores of tokens in prompt and answer so far. With one, requests are answered
             one at a time: the padding of a batch would be penalized too.
+        temperatures: T numbers that candidates are scored at besides 1, see `candidate_scores`.
         on_progress: called with the number of requests answered so far.
 
     Returns:
@@ -123,9 +127,10 @@ def answer_and_score(
         prompts = _prompts(base, asked)
         with torch.no_grad(), _routed(base, asked):
             cache = _prefill(base, prompts)
-            scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored)
+            warm = (1.0, *temperatures)
+            scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored, temperatures=warm)
             texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
-        return list(map(Answered, texts, scores))
+        return [Answered(text, found[0], found[1:]) for text, found in zip(texts, scores, strict=True)]
 
     for indices, batch in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
         answered |= zip(indices, halve_until_it_fits(answer, batch, what=PROMPT), strict=True)

@@ -120,3 +120,5 @@ class Prediction:
     """How many answer tokens `nll` sums over (1 for label tasks)."""
     label_scores: Mapping[str, float] = field(default_factory=dict)
     """Label -> log-probability of the label's tokens given the prompt (label tasks only)."""
+    nll_at: Mapping[str, float] = field(default_factory=dict)
+    """Temperature -> what `nll` is where the scores of all next tokens are divided by it (free text only)."""

@@ -59,6 +59,8 @@ def test_texts_are_mixed_by_the_likelihood_of_the_gold_answer() -> None:
     assert found.text == "y"
     assert (found.nll, found.nll_tokens) == (pytest.approx(-math.log(0.6 * math.exp(-9) + 0.4 * math.exp(-2))), 4)
     assert mixed([(0.6, unlikely), (0.4, replace(likely, nll=None))]).nll is None
+    warm = [(0.6, replace(unlikely, nll_at={"2.0": 5.0})), (0.4, replace(likely, nll_at={"2.0": 4.0}))]
+    assert mixed(warm).nll_at == {"2.0": pytest.approx(-math.log(0.6 * math.exp(-5) + 0.4 * math.exp(-4)))}
 
 
 def test_the_gate_serves_the_way_that_does_best_on_held_out_items(have: Resources, monkeypatch) -> None:

@@ -10,7 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mta.evaluation.calibration import GRID, calibrated_nats
+from mta.baselines.text_temperature import at_temperature, choose_temperature
+from mta.candidates import TEMPERATURES
+from mta.errors import DataError
+from mta.evaluation.calibration import LABEL_GRID, calibrated_nats
 from mta.evaluation.statistics import paired_difference, score_predictions
 from mta.records import Prediction
 
@@ -40,7 +43,7 @@ def slow(rows: list[Prediction]) -> list[float]:
     for row in rows:
         others = [other for other in rows if other.user_id != row.user_id]
         best = min(
-            GRID,
+            LABEL_GRID,
             key=lambda t: (round(sum(nats(o.label_scores, o.gold, t) for o in others), 9), abs(math.log(t))),
         )
         found.append(nats(row.label_scores, row.gold, best))
@@ -75,7 +78,39 @@ def test_one_persons_own_answers_play_no_part_and_one_alone_is_read_as_told() ->
 
 
 def temperature_of(row: Prediction, found: float) -> list[float]:
-    return [t for t in GRID if nats(row.label_scores, row.gold, t) == pytest.approx(found)]
+    return [t for t in LABEL_GRID if nats(row.label_scores, row.gold, t) == pytest.approx(found)]
+
+
+def texts(people: int, *, sureness: float) -> list[Prediction]:
+    """Answers of two tokens that a model likes `sureness` times too much or too little."""
+    rng, rows = random.Random(3), []
+    for person in range(people):
+        for query in range(1 + person % 3):
+            honest = [{word: rng.gauss(0, 1.5) for word in LABELS} for _ in range(2)]
+            gold = [max(LABELS, key=lambda word: one[word] - math.log(rng.expovariate(1))) for one in honest]
+            loud = [{word: sureness * score for word, score in one.items()} for one in honest]
+            at = {str(t): sum(nats(one, word, t) for one, word in zip(loud, gold, strict=True)) for t in TEMPERATURES}
+            row = Prediction(f"q{query}", f"u{person}", "gold", "a", nll=at["1.0"], nll_tokens=2, nll_at=at)
+            rows.append(row)
+    return rows
+
+
+def test_texts_are_read_at_the_temperature_that_fits_the_others() -> None:
+    rows = texts(60, sureness=2.2)
+    for row, found in zip(rows, calibrated_nats(rows), strict=True):
+        others = [other for other in rows if other.user_id != row.user_id]
+        best = min(row.nll_at, key=lambda key: sum(other.nll_at[key] for other in others))
+        assert found == row.nll_at[best]
+        assert float(best) > 1.2
+    scores = score_predictions(rows, metrics=["rouge_1"], labels=[]).metrics
+    assert scores["nll_calibrated"] == pytest.approx(sum(calibrated_nats(rows)) / (2 * len(rows)))
+    assert scores["nll_calibrated"] < scores["nll"]
+    chosen = choose_temperature(rows)
+    assert chosen == float(min(TEMPERATURES, key=lambda t: sum(row.nll_at[str(t)] for row in rows)))
+    assert at_temperature(rows[0], chosen).nll == rows[0].nll_at[str(chosen)]
+    assert at_temperature(made(1, sureness=1.0)[0], chosen) == made(1, sureness=1.0)[0], "labels are left alone"
+    with pytest.raises(DataError, match="cannot choose a temperature"):
+        choose_temperature(made(3, sureness=1.0))
 
 
 def test_it_is_a_column_of_label_tasks_and_people_may_have_several_ids(caplog: pytest.LogCaptureFixture) -> None:

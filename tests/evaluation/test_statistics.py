@@ -80,7 +80,7 @@ def test_predictions_without_a_model_have_no_nll_and_no_warning(caplog: pytest.L
 def test_measure_names() -> None:
     assert measure_names(["accuracy", "macro_f1"]) == ["accuracy", "macro_f1", "label_accuracy", *NLLS]
     assert measure_names(["mae", "rmse"]) == ["mae", "rmse", "label_accuracy", "label_mae", *NLLS]
-    assert measure_names(["rouge_1", "rouge_l"]) == ["rouge_1", "rouge_l", "nll"]
+    assert measure_names(["rouge_1", "rouge_l"]) == ["rouge_1", "rouge_l", *NLLS]
     assert all(MEASURES[name].name == name for name in MEASURES)
 
 

@@ -247,7 +247,5 @@ def fits(name: str, task: Task) -> bool:
     """Tell whether a method means something for a task."""
     if name.endswith(PRIOR) and not prior_fits(task):
         return False
-    if name.endswith(CALIBRATED) and not task.labels:
-        return False
     name = stem_of(name)
     return name not in ONLY_FOR or ONLY_FOR[name](task)

@@ -2,13 +2,14 @@
 
 The strength of the correction, and where asked for the temperature of the scores, are chosen on users of the pool
 (`judges`): they are personalized by the same method, and their queries, whose answers the pool's file holds, say what
-fits. Targets play no part. Where labels have no meaning of their own there is no prior, and a temperature alone.
+fits. Targets play no part. Where labels have no meaning of their own there is no prior, and a temperature alone; so it
+is for free text, where it divides the scores of next tokens and changes no greedy answer.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,10 +23,12 @@ from mta.baselines.label_prior import (
     prior_fits,
     with_prior,
 )
+from mta.baselines.text_temperature import at_temperature, choose_temperature
 from mta.evaluation.predict import predict
 from mta.judges import draw_judges
 from mta.personalize import Method, PersonalizedUsers, Resources
-from mta.records import User
+from mta.records import Prediction, User
+from mta.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +62,20 @@ def _serve(
         users={
             name: replace(
                 person,
-                finish=partial(
-                    with_prior, ratio=ratios[name], strength=choice.strength, temperature=choice.temperature
-                ),
+                finish=_finish(resources.task, choice, ratios[name]),
             )
             for name, person in people.users.items()
         },
         shared_seconds=people.shared_seconds + seconds,
         chosen={**people.chosen, **_chosen(choice, resources, temperatures)},
     )
+
+
+def _finish(task: Task, choice: StrengthChoice, ratio: Mapping[str, float]) -> Callable[[Prediction], Prediction]:
+    """Return the last change to a person's answers."""
+    if not task.labels:
+        return partial(at_temperature, temperature=choice.temperature)
+    return partial(with_prior, ratio=ratio, strength=choice.strength, temperature=choice.temperature)
 
 
 def _chosen(choice: StrengthChoice, resources: Resources, temperatures: Sequence[float]) -> dict[str, float]:
@@ -105,7 +113,10 @@ def _choose(
     people = method(judges, resources)
     with resources.progress("label prior") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
-    choice = choose_strength(list(made.rows), ratios, strengths, temperatures)
+    if resources.task.labels:
+        choice = choose_strength(list(made.rows), ratios, strengths, temperatures)
+    else:
+        choice = StrengthChoice(0.0, {}, choose_temperature(list(made.rows)))
     log.info(
         "label scores: prior strength %g, temperature %g, chosen on %d pool users",
         *(choice.strength, choice.temperature, len(judges)),

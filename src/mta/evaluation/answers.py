@@ -18,6 +18,7 @@ from typing import Any
 
 from mta.base_model import BaseModel
 from mta.baselines.methods import PARTS
+from mta.candidates import TEMPERATURES
 from mta.config import to_dict
 from mta.errors import DataError
 from mta.evaluation.predict import examples_of, finished, predict
@@ -127,6 +128,7 @@ def predictions_fingerprint(people: PersonalizedUsers, base: BaseModel, task: Ta
     """Return a SHA-256 over everything that decides one method's answers, the prompts as they are rendered included."""
     asked = [(name, *_asked(person)) for name, person in people.users.items()]
     decoding = [task.task_id, task.form, task.labels, task.max_new_tokens, task.repetition_penalty]
+    decoding += [] if task.labels else [TEMPERATURES]
     return sha256_json([asked, base.fingerprint, base.tokens.fingerprint, str(base.dtype), decoding])
 
 

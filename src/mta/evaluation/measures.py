@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mta.errors import unknown_name
-from mta.evaluation.calibration import calibrated_nats, has_scored_gold
+from mta.evaluation.calibration import calibrated_nats, can_be_calibrated
 from mta.metrics import METRICS, Array, Metric, mean_of_sums, pooled_statistics
 from mta.records import Prediction
 
@@ -58,11 +58,11 @@ def _nll_rows(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array
 
 
 def _calibrated_rows(predictions: Sequence[Prediction], labels: Sequence[str]) -> Array | None:
-    """(N, 2) rows of nats at other people's temperature and 1, whose sums give nats per question."""
-    known = [prediction for prediction in predictions if has_scored_gold(prediction)]
+    """(N, 2) rows of nats at other people's temperature and answer tokens, whose sums give nats per token."""
+    known = [prediction for prediction in predictions if can_be_calibrated(prediction)]
     if not _complete("nll_calibrated", len(known), len(predictions)):
         return None
-    return np.stack([calibrated_nats(known), np.ones(len(known))], axis=1)
+    return np.stack([calibrated_nats(known), [row.nll_tokens for row in known]], axis=1)
 
 
 def _complete(part: str, known: int, wanted: int) -> bool:
@@ -106,10 +106,9 @@ MEASURES: dict[str, Measure] = {
 
 def measure_names(metrics: Sequence[str]) -> list[str]:
     """List what is measured for a task with these official metrics: they, label scores, and NLL."""
-    labelled = {"accuracy", "mae"} & set(metrics)
-    extras = ["label_accuracy"] if labelled else []
+    extras = ["label_accuracy"] if {"accuracy", "mae"} & set(metrics) else []
     extras += ["label_mae"] if "mae" in metrics else []
-    return list(dict.fromkeys([*metrics, *extras, "nll", *(["nll_calibrated"] if labelled else [])]))
+    return list(dict.fromkeys([*metrics, *extras, "nll", "nll_calibrated"]))
 
 
 def find_measure(name: str) -> Measure:

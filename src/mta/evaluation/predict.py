@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from mta.base_model import BaseModel
+from mta.candidates import TEMPERATURES
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
 from mta.lora.stacked import Finished
@@ -96,7 +97,9 @@ def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
     if not first.label_scores:
         known = [row.nll for _, row in ways if row.nll is not None]
         nll = -float(np.logaddexp.reduce(logs - np.array(known))) if len(known) == len(ways) else None
-        return replace(first, nll=nll)
+        at = [key for key in first.nll_at if all(key in row.nll_at for _, row in ways)]
+        nll_at = {key: -float(np.logaddexp.reduce(logs - np.array([row.nll_at[key] for _, row in ways]))) for key in at}
+        return replace(first, nll=nll, nll_at=nll_at)
     labels = list(first.label_scores)
     scores = np.array([[row.label_scores[label] for label in labels] for _, row in ways])
     shares = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
@@ -163,6 +166,7 @@ def _predict(
         max_new_tokens=task.max_new_tokens,
         engine=engine,
         repetition_penalty=task.repetition_penalty,
+        temperatures=() if labels else TEMPERATURES,
         on_progress=on_progress,
     )
     make = _with_labels if labels else _with_likelihood
@@ -170,6 +174,7 @@ def _predict(
 
 
 def _with_likelihood(task: Task, example: Example, request: Request, answered: Answered) -> Prediction:
+    at = zip(map(str, TEMPERATURES), (-answered.tempered[:, 0]).tolist(), strict=True)
     return Prediction(
         query_id=example.example_id,
         user_id=example.user_id,
@@ -177,6 +182,7 @@ def _with_likelihood(task: Task, example: Example, request: Request, answered: A
         text=task.clean(answered.text),
         nll=-float(answered.scores[0]) if example.answer else None,
         nll_tokens=max(1, len(request.row.answer)),
+        nll_at=dict(at) if example.answer else {},
     )
 
 

@@ -46,7 +46,7 @@ def require_finite(method: str, rows: Sequence[Prediction]) -> None:
         ModelError: one is not; the message names the method and the user.
     """
     for row in rows:
-        values = [*row.label_scores.values(), *(() if row.nll is None else (row.nll,))]
+        values = [*row.label_scores.values(), *row.nll_at.values(), *(() if row.nll is None else (row.nll,))]
         if not all(map(math.isfinite, values)):
             raise ModelError(
                 f"method {method!r} gave user {row.user_id!r} scores that are not finite (query {row.query_id!r}, the "
@@ -135,6 +135,7 @@ KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "nll": ("a number or null", _is_number_or_null),
     "nll_tokens": ("a whole number from 1", _is_count),
     "label_scores": ("an object of numbers", _is_scores),
+    "nll_at": ("an object of numbers", _is_scores),
 }
 """Key of a line -> (what it holds, whether a value is that)."""
 
