@@ -17,9 +17,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics", "retrieval", "prompting", "packing", "transfer", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths
     (
-        "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.stacked",
-        "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts", "lora.expert_training", "lora.core",
-        "block_attention", "row_grid", "rms_norm", "anchors", "merging",
+        "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.row_stack",
+        "lora.stacked", "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts",
+        "lora.expert_training", "lora.core", "block_attention", "row_grid", "rms_norm", "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (

@@ -75,7 +75,15 @@ def test_users_train_in_grids_as_one_row_after_the_other(monkeypatch):
 
     wanted = trained()
     monkeypatch.setattr("mta.row_attention.row_grids_on", lambda device: True)
+    calls = []
+
+    def watched(*tensors, **more):
+        calls.append(more)
+        return attend_in_grids(*tensors, **more)
+
+    monkeypatch.setattr("mta.row_attention.attend_in_grids", watched)
     found = trained()
+    assert len(calls) >= base.model.config.num_hidden_layers, "attention went through grids"
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() < 1e-11, name

@@ -66,9 +66,6 @@ class InsideSlots(CoreStack):
         key = job.job_id if job.init_key is None else job.init_key
         self.fill(slot, composition(job), seed=job.config.seed, key=key)
 
-    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
-        """Nothing changes from update to update."""
-
 
 def composition(job: TrainJob) -> AdapterSum:
     """Return what lies beneath a job.

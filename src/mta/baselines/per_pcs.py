@@ -202,12 +202,6 @@ class GateSlots(GateStack):
         """Start gates of zeros over the job's adapter and what lies beneath it."""
         self.fill(slot, self._adapters[job.job_id].make(), job.frozen.make() if job.frozen else None)
 
-    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
-        """Nothing changes from update to update."""
-
-    def regularize(self, slot: int) -> None:
-        """Add nothing: the loss is the likelihood of the answers alone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Sharers:

@@ -336,9 +336,6 @@ class GroupSlots(GroupStack):
             raise AdapterError(f"{job.job_id!r} has no population adapter beneath; train one first")
         self.fill(slot, job.frozen.make(), seed=job.config.seed, key=job.job_id)
 
-    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
-        """Nothing changes from update to update."""
-
 
 @dataclass(frozen=True, slots=True)
 class UserRouters:
@@ -383,6 +380,3 @@ class UserSlots(UserStack):
     def start(self, slot: int, job: TrainJob) -> None:
         """Start a new user with her own weights of the experts."""
         self.fill(slot, job.job_id, seed=job.config.seed)
-
-    def prepare(self, slot: int, job: TrainJob, step: int) -> None:
-        """Nothing changes from update to update."""

@@ -16,7 +16,7 @@ module for each adapter, there by search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,8 @@ from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, AdapterSum, Factors, adapter_from_tensors
-from mta.lora.routed_linear import Stretch, stretches
-from mta.lora.slot_rows import SlotRows
-from mta.lora.stacked import Shapes, check_routed, initial_A
+from mta.lora.row_stack import RowStack
+from mta.lora.stacked import Shapes, initial_A
 
 CHANGE = ".C"
 """Ending of the names of cores and coefficients."""
@@ -111,7 +110,7 @@ def _changed(layer: Composition | None, change: Tensor, module: str) -> Factors:
     return Factors(layer.A, layer.B @ change_inside(identity, change.to(layer.B), layer.terms).T)
 
 
-class CoreStack:
+class CoreStack(RowStack):
     """S slots of changes in training, each inside a frozen composition of its own.
 
     Args:
@@ -137,22 +136,14 @@ class CoreStack:
         like: Tensor,
         compute_dtype: torch.dtype,
     ) -> None:
-        self.shapes, self.slots = dict(shapes), slots
         self._rank, self._scaling, self._dtype = rank, scaling, compute_dtype
         values: dict[str, tuple[int, ...]] = {}
-        for name, (d_out, d_in) in self.shapes.items():
+        for name, (d_out, d_in) in shapes.items():
             values[f"{name}{CHANGE}"] = (frozen_rank, frozen_rank) if terms is None else (terms,)
             if rank:
                 values |= {f"{name}.A": (rank, d_in), f"{name}.B": (d_out, rank)}
-        self._rows = SlotRows(values, slots=slots, like=like)
-        self.parameters, self.gradients = self._rows.parameters, self._rows.gradients
+        super().__init__(shapes, values, slots=slots, like=like)
         self._frozen: dict[int, dict[str, Composition]] = {}
-        self._stretches: tuple[Stretch, ...] = ()
-
-    @property
-    def module_names(self) -> Iterable[str]:
-        """Names of the linear layers this stack adds to."""
-        return self.shapes.keys()
 
     def fill(self, slot: int, frozen: AdapterSum, *, seed: int, key: str) -> None:
         """Start in a slot: a change of zeros inside the composition, and on top, if at all, seeded A and zero B.
@@ -180,20 +171,11 @@ class CoreStack:
 
     def clear(self, slot: int) -> None:
         """Zero everything a slot holds."""
-        self._rows.clear(slot)
+        super().clear(slot)
         self._frozen.pop(slot, None)
 
-    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
-        """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
-        self._stretches = stretches(slots, lengths)
-
-    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output with each row's changed composition and what is trained on top."""
-        check_routed(self._stretches, x, module)
-        added = [self._added(module, part.slot, x[0, part.start : part.stop]) for part in self._stretches]
-        return torch.nn.functional.linear(x, weight, bias) + torch.cat(added)[None]
-
-    def _added(self, module: str, slot: int, x: Tensor) -> Tensor:
+    def added(self, module: str, slot: int, x: Tensor) -> Tensor:
+        """Return what the changed composition and what is trained on top add; see `RowStack.added`."""
         total = x.new_zeros(len(x), self.shapes[module][0])
         if layer := self._frozen[slot].get(module):
             change = self._leaf(slot, f"{module}{CHANGE}")
@@ -206,9 +188,6 @@ class CoreStack:
 
     def _leaf(self, slot: int, name: str) -> Tensor:
         return self._rows.leaf(slot, name).to(self._dtype)
-
-    def regularize(self, slot: int) -> None:
-        """Add nothing: the loss is the likelihood of the answers alone."""
 
     def export(self, slot: int, values: Tensor | None = None) -> dict[str, Tensor]:
         """Return what a slot has trained on the CPU: `<module>.C`, and A and B on top with the scaling folded in.

@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
 
 import torch
@@ -27,15 +27,14 @@ from mta.lora.experts import (
     through,
     user_part,
 )
-from mta.lora.routed_linear import Stretch, stretches
-from mta.lora.slot_rows import SlotRows
+from mta.lora.row_stack import RowStack
 from mta.lora.stacked import Shapes, check_routed, initial_A
 
 EMBEDDINGS, ROUTER, OFFSET = "embeddings", "router.weight", "router.bias"
 """Names of what the group router trains: (P, D), (E, D) and (E,)."""
 
 
-class GroupStack:
+class GroupStack(RowStack):
     """S slots of experts in training, each slot one job of P people, over one frozen population adapter each.
 
     Args:
@@ -65,25 +64,17 @@ class GroupStack:
         like: Tensor,
         compute_dtype: torch.dtype,
     ) -> None:
-        self.shapes, self.slots = dict(shapes), slots
         self._experts, self._rank, self._scaling, self._routed = experts, rank, scaling, routed
         self._embeddings, self._penalty, self._dtype = embeddings, penalty, compute_dtype
         values: dict[str, tuple[int, ...]] = {}
-        for name, (d_out, d_in) in self.shapes.items():
+        for name, (d_out, d_in) in shapes.items():
             values |= {f"{name}.A": (experts, rank, d_in), f"{name}.B": (d_out, experts, rank)}
         if routed:
             values |= {EMBEDDINGS: tuple(embeddings.shape), ROUTER: (experts, embeddings.shape[1]), OFFSET: (experts,)}
-        self._rows = SlotRows(values, slots=slots, like=like)
-        self.parameters, self.gradients = self._rows.parameters, self._rows.gradients
+        super().__init__(shapes, values, slots=slots, like=like)
         self._uniform = torch.full((len(embeddings), experts), 1 / experts).to(like)
         self._beneath: dict[int, Adapter] = {}
-        self._stretches: tuple[Stretch, ...] = ()
         self._weights: list[Tensor] = []
-
-    @property
-    def module_names(self) -> Iterable[str]:
-        """Names of the linear layers this stack adds to."""
-        return self.shapes.keys()
 
     def fill(self, slot: int, population: Adapter, *, seed: int, key: str) -> None:
         """Start new experts in a slot: seeded A, each its own, zero B, a seeded router and the first embeddings.
@@ -109,12 +100,12 @@ class GroupStack:
 
     def clear(self, slot: int) -> None:
         """Zero everything a slot holds and forget what lies beneath."""
-        self._rows.clear(slot)
+        super().clear(slot)
         self._beneath.pop(slot, None)
 
-    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int]) -> None:
+    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
         """Say for each row of the next pack: its slot, its tokens, and whose it is among the job's people."""
-        self._stretches = stretches(slots, lengths)
+        super().route(slots, lengths)
         whose = list(chain.from_iterable(map(repeat, people, lengths)))
         owners = torch.tensor(whose, device=self.parameters.device)  # (N,)
         self._weights = [
@@ -156,7 +147,7 @@ class GroupStack:
 # users in training ------------------------------------------------------------------------------------------------
 
 
-class UserStack:
+class UserStack(RowStack):
     """S slots of one user's own factors and router each, over experts that are finished and shared by all.
 
     Args:
@@ -184,25 +175,17 @@ class UserStack:
         like: Tensor,
         compute_dtype: torch.dtype,
     ) -> None:
-        self.shapes, self.slots = dict(shapes), slots
         self._rank, self._scaling, self._routed, self._dtype = rank, scaling, routed, compute_dtype
         self._weights = weights
-        self._shared = SharedExperts(experts, self.shapes, like.device, compute_dtype)
+        self._shared = SharedExperts(experts, shapes, like.device, compute_dtype)
         values: dict[str, tuple[int, ...]] = {}
-        for name, (d_out, d_in) in self.shapes.items():
+        for name, (d_out, d_in) in shapes.items():
             count = len(experts.modules[name].A)
             values |= {f"{name}.A": (rank, d_in), f"{name}.B": (d_out, rank)}
             if routed:
                 values |= {f"{name}.V": (count, rank), f"{name}.c": (count,)}
-        self._rows = SlotRows(values, slots=slots, like=like)
-        self.parameters, self.gradients = self._rows.parameters, self._rows.gradients
+        super().__init__(shapes, values, slots=slots, like=like)
         self._logs: dict[int, Tensor] = {}
-        self._stretches: tuple[Stretch, ...] = ()
-
-    @property
-    def module_names(self) -> Iterable[str]:
-        """Names of the linear layers this stack adds to."""
-        return self.shapes.keys()
 
     def fill(self, slot: int, user_id: str, *, seed: int) -> None:
         """Start a new user in a slot: seeded A, zero B and V, so that all tokens mix the experts as her weights say."""
@@ -218,12 +201,8 @@ class UserStack:
 
     def clear(self, slot: int) -> None:
         """Zero everything a slot holds."""
-        self._rows.clear(slot)
+        super().clear(slot)
         self._logs.pop(slot, None)
-
-    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
-        """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
-        self._stretches = stretches(slots, lengths)
 
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output with the deltas of the population, the mixed experts and the user.
@@ -248,9 +227,6 @@ class UserStack:
         else:
             V, c = A.new_zeros(len(self._logs[slot]), self._rank), self._logs[slot]
         return UserFactors(A, B * self._scaling, V, c)
-
-    def regularize(self, slot: int) -> None:
-        """Add nothing: the loss is the likelihood of the answers alone."""
 
     def export(self, slot: int, values: Tensor | None = None) -> dict[str, Tensor]:
         """Return what a slot has trained as named tensors on the CPU, scaling folded into B."""

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, Factors, map_tensors, mix_factors
-from mta.lora.routed_linear import Stretch, stretches
-from mta.lora.slot_rows import SlotRows
-from mta.lora.stacked import Shapes, check_routed
+from mta.lora.row_stack import RowStack
+from mta.lora.stacked import Shapes
 
 NO_SCALE = 1e-30
 """Epsilon of the layer norm: a gate's length, which grows with the learning rate, then plays no part."""
@@ -95,7 +94,7 @@ def compose(sharers: Sequence[Adapter], weights: Mapping[str, Tensor]) -> Adapte
     return Adapter(modules)
 
 
-class GateStack:
+class GateStack(RowStack):
     """S slots of gates in training, each over a frozen adapter of its own, which they gate, and what lies beneath it.
 
     Args:
@@ -106,17 +105,11 @@ class GateStack:
     """
 
     def __init__(self, shapes: Shapes, *, slots: int, like: Tensor, compute_dtype: torch.dtype) -> None:
-        self.shapes, self.slots, self.compute_dtype = dict(shapes), slots, compute_dtype
-        self._rows = SlotRows({_gate(name): (d_in,) for name, (_, d_in) in self.shapes.items()}, slots=slots, like=like)
-        self.parameters, self.gradients = self._rows.parameters, self._rows.gradients
+        gates = {_gate(name): (d_in,) for name, (_, d_in) in shapes.items()}
+        super().__init__(shapes, gates, slots=slots, like=like)
+        self.compute_dtype = compute_dtype
         self._gated: dict[int, Adapter] = {}
         self._beneath: dict[int, Adapter] = {}
-        self._stretches: tuple[Stretch, ...] = ()
-
-    @property
-    def module_names(self) -> Iterable[str]:
-        """Names of the linear layers this stack adds to."""
-        return self.shapes.keys()
 
     def fill(self, slot: int, adapter: Adapter, beneath: Adapter | None) -> None:
         """Start gates of zeros in a slot.
@@ -142,21 +135,12 @@ class GateStack:
 
     def clear(self, slot: int) -> None:
         """Zero a slot's gates and forget its adapters."""
-        self._rows.clear(slot)
+        super().clear(slot)
         self._gated.pop(slot, None)
         self._beneath.pop(slot, None)
 
-    def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
-        """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
-        self._stretches = stretches(slots, lengths)
-
-    def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output with each row's gated piece and what lies beneath it; only gates get gradients."""
-        check_routed(self._stretches, x, module)
-        added = [self._added(module, part.slot, x[0, part.start : part.stop]) for part in self._stretches]
-        return torch.nn.functional.linear(x, weight, bias) + torch.cat(added)[None]
-
-    def _added(self, module: str, slot: int, x: Tensor) -> Tensor:
+    def added(self, module: str, slot: int, x: Tensor) -> Tensor:
+        """Return what the gated piece and what lies beneath add, see `RowStack.added`; only gates get gradients."""
         total = x.new_zeros(len(x), self.shapes[module][0])
         if piece := self._gated[slot].modules.get(module):
             total = total + gated(x, self._rows.leaf(slot, _gate(module)).to(x.dtype), piece)
