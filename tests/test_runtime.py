@@ -127,7 +127,10 @@ def test_offline_is_read_from_the_environment(value: str, offline: bool, monkeyp
 
 
 def test_quiet_loading_puts_the_settings_back_even_after_an_error() -> None:
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
+
+    bar = modeling_gguf_pytorch_utils.tqdm
 
     def settings() -> tuple[int, bool]:
         return logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -135,6 +138,7 @@ def test_quiet_loading_puts_the_settings_back_even_after_an_error() -> None:
     def load() -> None:
         with quiet_loading():
             assert settings() == (logging.ERROR, False)
+            assert modeling_gguf_pytorch_utils.tqdm([1, 2], desc="bar") == [1, 2], "no bar is drawn"
             raise ZeroDivisionError
 
     verbosity, _ = settings()
@@ -144,6 +148,7 @@ def test_quiet_loading_puts_the_settings_back_even_after_an_error() -> None:
         with pytest.raises(ZeroDivisionError):
             load()
         assert settings() == (logging.INFO, True)
+        assert modeling_gguf_pytorch_utils.tqdm is bar
     finally:
         logging.set_verbosity(verbosity)
 

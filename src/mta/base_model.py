@@ -29,7 +29,7 @@ from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
 from mta.row_attention import check_rows_stay_apart
-from mta.runtime import cache_folder, choose_device, choose_dtype
+from mta.runtime import cache_folder, choose_device, choose_dtype, quiet_loading
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
 log = logging.getLogger(__name__)
@@ -251,12 +251,13 @@ def _converted(gguf: Path, digest: str, folder: Path | None = None) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
         try:
             where = {"gguf_file": gguf.name}
-            with _loading(str(gguf)):
+            with _loading(str(gguf)), quiet_loading():
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
                 model = AutoModelForCausalLM.from_pretrained(
                     str(gguf.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
                 )
-            model.save_pretrained(temporary)
+            with quiet_loading():
+                model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             if not folder.exists():  # another process may have been quicker
                 os.replace(temporary, folder)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import torch
 
@@ -266,11 +267,13 @@ def is_offline() -> bool:
 def quiet_loading() -> Iterator[None]:
     """Silence the model libraries' progress bars and remarks inside the block, then put their settings back."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    with warnings.catch_warnings():
+    # the conversion of GGUF files draws a bar that no setting switches off
+    with warnings.catch_warnings(), mock.patch.object(gguf, "tqdm", lambda items, **_: items, create=True):
         warnings.simplefilter("ignore")  # both libraries remark on settings that the environment has fixed
         logging.set_verbosity_error()
         logging.disable_progress_bar()
