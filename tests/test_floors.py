@@ -24,8 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 3 models: load, attach, train, generate, keep
     (
         "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
-        "vector_cache", "tensor_files", "lora.attach", "lora.peft_format", "adapter_files", "forward", "memory",
-        "training", "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
+        "vector_cache", "tensor_files", "flat_records", "lora.attach", "lora.peft_format", "adapter_files", "forward",
+        "memory", "training", "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
     # 4 the method
     (
