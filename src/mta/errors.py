@@ -6,7 +6,8 @@
     ├── BankError     (also ValueError)   a bank that is damaged or belongs to another base model
     ├── AdapterError  (also ValueError)   adapters that do not fit together or to the model
     ├── ModelError    (also ValueError)   a base model or encoder that cannot be loaded or used
-    ├── StorageError  (also OSError)      a file or folder that cannot be read or written
+    ├── StorageError  (also OSError)      a file, folder or database that cannot be read or written
+    ├── Conflict      (also ValueError)   something that is there already, in another form
     └── NotFound      (also KeyError)     a name that is not there; the message lists those that are
 
 Every message says what was asked, what was found, what was wanted, and the next step. The command
@@ -47,7 +48,11 @@ class ModelError(MtaError, ValueError):
 
 
 class StorageError(MtaError, OSError):
-    """A file or folder that cannot be read or written."""
+    """A file, folder or database that cannot be read or written."""
+
+
+class Conflict(MtaError, ValueError):
+    """Something that is there already, or in another form."""
 
 
 class NotFound(MtaError, KeyError):

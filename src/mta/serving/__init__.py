@@ -1,0 +1,1 @@
+"""Serve many people over HTTP: user store, shared batches, background adaptation, hand-over to other servers."""
