@@ -1,16 +1,18 @@
 """What each trick of training is worth: the engine as it is against itself without one of them, taking turns.
 
-    python benchmarks/ablations.py --data DIR --out docs/results/speed/ablations [--case lamp-2-bf16] [--anyway]
+    python benchmarks/ablations.py --data DIR --out docs/results/speed/ablations [--case lamp-2] [--anyway]
 
 The work is that of a case of `train.py`. A trick is taken out by putting something plain in its place; what is trained
-stays the same, which is asserted before any time is reported. Peak memory is not measured here: `peak_memory.py`.
+stays the same, which is asserted as there before any time is reported. Peak memory is not measured here, see
+`peak_memory.py`; numbers of threads neither, see `threads.py`; float32 beside bfloat16 is another case.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -18,17 +20,18 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from measuring import case_options, machine, ratio, refuse_busy, rows_of, table, take_turns, write
+from measuring import case_options, ratio, rows_of, table, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.packing import Pack, pack_rows
 from mta.rms_norm import lean_norms
 from mta.row_attention import rows_apart, segments
 from mta.runtime import keep_freed_memory
-from train import CASES, make_jobs, require_equal, run_engine
-from training_peers import Losses, trained_tokens
+from train import CASES, ENGINE, make_jobs, run_engine, take_trainings
+from training_peers import Adapters, trained_tokens
 
-ENGINE = "engine"
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Of mallopt."""
 SLOTS, TOKENS = 8, EngineConfig().tokens_per_batch
 
 
@@ -49,13 +52,27 @@ def _apart(rows: Any, *, device: Any, adapters: Any) -> Pack:
     return pack_rows(rows, device=device)
 
 
+@contextmanager
+def with_usual_memory() -> Iterator[None]:
+    """Let the C library hand freed memory back at once, as it does unless told otherwise."""
+    library = ctypes.CDLL(None)
+    for parameter in (MMAP_THRESHOLD, TRIM_THRESHOLD):
+        library.mallopt(parameter, 128 << 10)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
 WITHOUT: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     ENGINE: nullcontext,
     "without shared beginnings": partial(patch, "mta.training.pack_rows", _apart),
     "with logits of all positions": partial(patch, "mta.training.answer_nll", all_logits),
     "without attention in blocks": partial(patch, "mta.row_attention.faster_in_blocks", lambda query, key: False),
+    "layers of one input apart": partial(patch, "mta.lora.attach.SAME_INPUT", ()),
     "without own norms": partial(patch, "mta.forward.lean_norms", lambda model: nullcontext()),
     "without handing memory back": partial(patch, "mta.training.hand_back_memory", lambda: None),
+    "without keeping freed memory": with_usual_memory,
 }
 """What is taken out -> how."""
 ENGINES: Mapping[str, EngineConfig] = {
@@ -72,23 +89,21 @@ ENGINES: Mapping[str, EngineConfig] = {
 def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Time the engine in all forms."""
     jobs = make_jobs(base, CASES[name], options.data)
-    losses: dict[str, Losses] = {}
 
-    def go(way: str, engine: EngineConfig, without: Callable[[], AbstractContextManager[Any]]) -> None:
+    def go(engine: EngineConfig, without: Callable[[], AbstractContextManager[Any]]) -> Adapters:
         with without():
-            losses[way] = run_engine(base, jobs, engine)
+            return run_engine(base, jobs, engine)
 
     usual = EngineConfig(slots=SLOTS)
-    ways = {way: partial(go, way, usual, without) for way, without in WITHOUT.items()}
-    ways |= {way: partial(go, way, engine, nullcontext) for way, engine in ENGINES.items()}
-    times = take_turns(ways, repeats=options.repeats)
-    require_equal(losses, tolerance=1e-3 if CASES[name].dtype == "float32" else 5e-2)
+    ways = {way: partial(go, usual, without) for way, without in WITHOUT.items()}
+    ways |= {way: partial(go, engine, nullcontext) for way, engine in ENGINES.items()}
+    times, equality = take_trainings(base, jobs, ways, floors={}, repeats=options.repeats)
     return {
         "case": name,
         "tokens_per_batch": TOKENS,
+        "equality": equality,
         "rows": rows_of(times, units=trained_tokens(jobs), unit="tokens"),
         "ratios": {way: ratio(times, way, ENGINE) for way in ways if way != ENGINE},
-        "machine": machine(),
     }
 
 
@@ -108,14 +123,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
     options = parser.parse_args()
-    for name in options.case or ("lamp-2", "lamp-2-bf16"):
+    for name in options.case or ("lamp-2", "lamp-2-fp32"):
         out = options.out / f"{name}.json" if options.out else None
         if out and out.exists():
             continue
-        refuse_busy(anyway=options.anyway)
         keep_freed_memory()
-        result = measure(load_base_model(options.base, dtype=CASES[name].dtype), name, options)
-        write(out, result, page_of(result))
+        base = load_base_model(options.base, dtype=CASES[name].dtype)
+        result, where = watched(partial(measure, base, name, options), anyway=options.anyway)
+        write(out, {**result, "machine": where}, page_of(result))
 
 
 if __name__ == "__main__":

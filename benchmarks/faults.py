@@ -5,13 +5,16 @@
 Real processes and real signals, on invented people and a tiny random model, so that a life takes about a second:
 
 - `runs`: whole runs (bank, adaptation, answers, scores) killed with SIGKILL at random moments until one gets through;
-  its results must be those of a run that nobody disturbed, and no finished file may change or go on the way.
+  its results must be those of a run that nobody disturbed, and no finished adapter, bank or file of answers may change,
+  go, or be made a second time on the way.
 - `writes`: a process that replaces files all the time, killed; every write it has been told of must be there, whole.
-- `disk`: runs on a file system that is too small (needs root, to mount one); what is there must be whole, and the run
-  must end as undisturbed ones do once there is room.
-- `damage`: bits flipped, files cut and emptied in a finished run; the same call again must end with the same results.
+- `disk`: runs on a file system that is too small (needs root, to mount one); it must have been full, what is there must
+  be whole, and the run must end as undisturbed ones do once there is room.
+- `damage`: bits flipped, files cut and emptied in a finished run, in runs cut off in a training and in their caches of
+  vectors. The same call again must refuse the file by name, or end with the same results; where it reads the file, it
+  must have named it.
 - `fuzz`: mutated files of every data format; readers may raise the package's own errors and nothing else.
-- `two`: two processes on one folder at once; one is refused, the other ends as undisturbed ones do.
+- `two`: a process starts in a folder where another is at work; it is refused, the other ends as undisturbed ones do.
 
 Any violation ends the script with a message and exit code 1. Parts that are in the folder of results already stay there
 until they are done again.
@@ -22,6 +25,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
+import io
 import json
 import logging
 import multiprocessing
@@ -29,18 +34,20 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
+import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -51,9 +58,10 @@ from mta.data.read import read_users
 from mta.errors import MtaError
 from mta.evaluation.run import run
 from mta.evaluation.run_config import RunConfig
-from mta.files import read_json, read_jsonl, write_json, write_text
-from mta.progress import Step
+from mta.files import SEAL, read_json, read_jsonl, safe_name, write_json, write_text
+from mta.progress import Progress, Step, silent
 from mta.tensor_files import load_tensors, save_tensors, tensors_checksum
+from mta.training_store import CHECKPOINT, PLAN
 from mta.vector_cache import VectorCache
 
 TRAIN = TrainConfig(rank=2, alpha=4.0, lr=1e-2, epochs=3, batch_size=2, target_modules=QUERY_VALUE)
@@ -74,7 +82,11 @@ CONFIG = RunConfig(
 )
 LONGEST_LIFE_S = 120.0
 REFUSED = 2
-"""Exit code of a child that was stopped by one of the package's own errors."""
+"""Exit code of a child that was stopped by one of the package's own errors, which it tells last."""
+ROUNDING = 1e-5
+"""How far values of adapters trained again in other company may be from those of an undisturbed run."""
+NUMBERS = 1e-3
+"""How far what follows from them may be: likelihoods, distances, scores."""
 
 
 class Violation(SystemExit):
@@ -108,7 +120,7 @@ def live(folder: str, stages: Connection) -> None:
     try:
         run(*people(), CONFIG, Path(folder), progress=progress)
     except MtaError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        stages.send(f"{type(error).__name__}: {error}")
         os._exit(REFUSED)
     os._exit(0)
 
@@ -122,13 +134,13 @@ def start(processes: ForkServerContext, folder: Path) -> tuple[Any, Connection]:
     return child, receive
 
 
-def last_stage(stages: Connection) -> str:
-    """Return the stage a dead process was in."""
-    stage = "loading"
+def last_told(stages: Connection) -> str:
+    """Return what a dead process has told last: the stage it was in, or the error that stopped it."""
+    told = "loading"
     with contextlib.suppress(EOFError, OSError):
         while True:
-            stage = stages.recv()
-    return stage.split(" of ")[0]
+            told = stages.recv()
+    return told
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -138,6 +150,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         "bank": read_json(folder / "bank" / "bank.json")["checksum"],
         "matches": read_json(folder / "matches.json"),
         "adapters": {str(path.relative_to(folder)): contents(path) for path in adapters},
+        "records": {path.name: read_json(path) for path in sorted(folder.glob("adapters/*.json"))},
         "predictions": (folder / "predictions.jsonl").read_bytes(),
         "scores": {name: one["metrics"] for name, one in read_json(folder / "scores.json")["methods"].items()},
     }
@@ -162,16 +175,51 @@ def require_close(folder: Path, sound: Path, what: str) -> None:
     An adapter that is trained again without those it was trained with goes through other packs, whose sums round
     otherwise.
     """
-    found, wanted = result_of(folder), result_of(sound)
-    if (found["bank"], found["adapters"].keys()) != (wanted["bank"], wanted["adapters"].keys()):
-        raise Violation(f"{what}: the bank or the list of adapters differs from an undisturbed run's")
-    for name in wanted["adapters"]:
-        here, there = load_tensors(folder / name)[0], load_tensors(sound / name)[0]
-        if any(not torch.allclose(here[key], there[key], rtol=0, atol=1e-5) for key in there):
+    for name in sorted({path.relative_to(place) for place in (folder, sound) for path in finished_tensors(place)}):
+        if not tensors_are_close(folder / name, sound / name):
             raise Violation(f"{what}: {name} differs from an undisturbed run's")
-    for method, metrics in wanted["scores"].items():
-        if any(abs(found["scores"][method][key] - value) > 1e-3 for key, value in metrics.items()):
-            raise Violation(f"{what}: scores of {method} differ from an undisturbed run's")
+    found, wanted = values_of(folder), values_of(sound)
+    for part in wanted:
+        if not is_close(found[part], wanted[part]):
+            raise Violation(f"{what}: {part} differ from those of an undisturbed run")
+
+
+def finished_tensors(folder: Path) -> list[Path]:
+    """List the bank's tensors and the adapters of a run."""
+    return [*folder.glob("bank/*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
+
+
+def tensors_are_close(one: Path, other: Path) -> bool:
+    """Say whether two files are there and hold the same tensors but for rounding."""
+    if not (one.exists() and other.exists()):
+        return False
+    here, there = load_tensors(one)[0], load_tensors(other)[0]
+    return here.keys() == there.keys() and all(
+        here[key].shape == there[key].shape and torch.allclose(here[key], there[key], rtol=0, atol=ROUNDING)
+        for key in there
+    )
+
+
+def values_of(folder: Path) -> dict[str, Any]:
+    """Return what a run has written besides tensors, without what stands for their exact values."""
+    result = result_of(folder)
+    records = result["records"]
+    for name, record in records.items():
+        kept = {key: value for key, value in record.items() if key not in ("bank", SEAL)}
+        records[name] = {**kept, "users": list(record["users"])}
+    answers = [row for _, row in read_jsonl(folder / "predictions.jsonl")]
+    return {"matches": result["matches"], "records": records, "answers": answers, "scores": result["scores"]}
+
+
+def is_close(found: Any, wanted: Any) -> bool:
+    """Say whether two JSON values are equal, numbers with a point but for what rounding does to them."""
+    if isinstance(wanted, float) and isinstance(found, float):
+        return abs(found - wanted) <= NUMBERS
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return found.keys() == wanted.keys() and all(is_close(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list) and isinstance(found, list):
+        return len(found) == len(wanted) and all(map(is_close, found, wanted))
+    return bool(found == wanted)
 
 
 def require_whole(folder: Path, what: str) -> None:
@@ -192,19 +240,68 @@ def require_whole(folder: Path, what: str) -> None:
             raise Violation(f"{what}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A finished file as a life left it."""
+
+    data: bytes
+    stamp: tuple[int, int]
+    """Its number and time in the file system; another one is another file."""
+    settled: bool
+    """No later life has a reason to write it again."""
+
+
 class Finished:
-    """The finished adapters of a run, which no later life may change or lose."""
+    """The finished files of a run, which no later life may change or lose, or make a second time.
+
+    Two kinds are written again with the same content, rightly. An adapter that was finished after the last checkpoint
+    is stored again by the life that goes on from there. A file of answers is written by every call that has read it;
+    the seconds that answering took are in it, so answers given a second time would be other bytes.
+    """
 
     def __init__(self) -> None:
-        self.seen: dict[Path, bytes] = {}
+        self.seen: dict[Path, Kept] = {}
+        self.stored_again = 0
 
     def check(self, folder: Path) -> None:
-        """Compare with what was there before, and remember what is new."""
-        for path, data in self.seen.items():
-            if not path.exists() or path.read_bytes() != data:
-                raise Violation(f"{path} was finished and is {'changed' if path.exists() else 'gone'}")
-        for path in folder.glob("adapters/*/*.safetensors"):
-            self.seen[path] = path.read_bytes()
+        """Compare with what was there before, and remember what is there now."""
+        now = {path: Kept(path.read_bytes(), stamp_of(path), is_settled(path)) for path in finished_files(folder)}
+        for path, before in self.seen.items():
+            if path not in now:
+                if path.is_relative_to(folder / "bank" / "work") and (folder / "bank" / "bank.json").exists():
+                    continue  # its adapter is in the bank
+                raise Violation(f"{path} was finished and is gone")
+            if now[path].data != before.data:
+                raise Violation(f"{path} was finished and is changed")
+            if now[path].stamp != before.stamp:
+                if before.settled:
+                    raise Violation(f"{path} was finished and has been made again")
+                self.stored_again += path.suffix == ".safetensors"
+        self.seen = now
+
+
+def finished_files(folder: Path) -> list[Path]:
+    """List what a run has finished: adapters of anchors and users, the bank if it is whole, answers."""
+    bank = folder / "bank"
+    found = [*bank.glob("work/*/*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
+    found += [path for path in bank.glob("*.*") if (bank / "bank.json").exists() and not path.name.startswith(".")]
+    return [*found, *folder.glob("predictions/*.json")]
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return what tells a file from one that was made in its place."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def is_settled(path: Path) -> bool:
+    """Say whether a finished file needs no more writing: an adapter once a checkpoint after it says so."""
+    if path.parent.name == "predictions":
+        return False
+    plan, checkpoint = path.parent / PLAN, path.parent / CHECKPOINT
+    jobs = read_json(plan)["jobs"] if plan.exists() else []
+    done = json.loads(load_tensors(checkpoint)[1]["state"])["finished"] if checkpoint.exists() else []
+    return path.stem not in {safe_name(job) for job in jobs if job not in done}
 
 
 # the parts --------------------------------------------------------------------------------------------------------
@@ -213,7 +310,7 @@ class Finished:
 def killed_runs(processes: ForkServerContext, work: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill runs at random moments; count by the stage they died in."""
     wanted, whole_s = undisturbed(processes, work)
-    draw, died, runs = random.Random(seed), Counter[str](), 0
+    draw, died, runs, stored_again = random.Random(seed), Counter[str](), 0, 0
     while sum(died.values()) < kills:
         folder, finished = work / f"run-{runs}", Finished()
         runs += 1
@@ -227,13 +324,19 @@ def killed_runs(processes: ForkServerContext, work: Path, kills: int, seed: int)
                 break
             if child.exitcode != -signal.SIGKILL:
                 raise Violation(f"a run after a kill ended with exit code {child.exitcode}")
-            died[last_stage(stages)] += 1
+            died[last_told(stages).split(" of ")[0]] += 1
             require_whole(folder, "after a kill")
             finished.check(folder)
         finished.check(folder)
         require_same(result_of(folder), wanted, f"run {runs}")
+        stored_again += finished.stored_again
         shutil.rmtree(folder)
-    return {"kills": sum(died.values()), "by stage": dict(died.most_common()), "runs that got through": runs}
+    return {
+        "kills": sum(died.values()),
+        "by stage": dict(died.most_common()),
+        "runs that got through": runs,
+        "adapters finished after the last checkpoint and stored again, the same": stored_again,
+    }
 
 
 def undisturbed(processes: ForkServerContext, work: Path) -> tuple[dict[str, Any], float]:
@@ -321,31 +424,47 @@ def killed_writes(processes: ForkServerContext, work: Path, kills: int, seed: in
     return {"kills": kills, "versions written": max(told.values()), "half-made files left beside": left}
 
 
-def full_disks(processes: ForkServerContext, work: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Run where there is no room, then make room and run on."""
+SMALL_DISKS_KIB = (40, 120, 200, 300, 400, 600)
+
+
+def full_disks(processes: ForkServerContext, work: Path, wanted: dict[str, Any], count: int) -> dict[str, Any]:
+    """Run where there is no room, then make room and run on; takes the `count` smallest disks."""
     place = work / "small disk"
     place.mkdir()
-    tried = 0
-    for kilobytes in (40, 120, 200, 300, 400, 600):
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place]).returncode:
+    full = went_on = 0
+    sizes = SMALL_DISKS_KIB[:count]
+    for kilobytes in sizes:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(command).returncode:
             return {"skipped": "no file system can be mounted here; it takes root"}
         try:
-            child, _ = start(processes, place / "run")
-            child.join(LONGEST_LIFE_S)
-            if child.exitcode not in (0, REFUSED):
-                raise Violation(f"on {kilobytes} KiB a run ended with exit code {child.exitcode}")
-            tried += child.exitcode == REFUSED
-            if (place / "run").exists():
-                require_whole(place / "run", f"on a disk of {kilobytes} KiB")
+            was_full = fills_up(processes, place / "run", f"a disk of {kilobytes} KiB")
             subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
             child, _ = start(processes, place / "run")
             child.join(LONGEST_LIFE_S)
             if child.exitcode != 0:
                 raise Violation(f"with room again the run ended with exit code {child.exitcode}")
             require_same(result_of(place / "run"), wanted, f"after a full disk of {kilobytes} KiB")
+            full, went_on = full + was_full, went_on + was_full
         finally:
             subprocess.run(["umount", place], check=True)
-    return {"runs that met a full disk": tried, "runs that went on with room": 6}
+    if not full:
+        raise Violation(f"no disk was full, not even one of {SMALL_DISKS_KIB[0]} KiB")
+    return {"disks": len(sizes), "runs that met a full disk": full, "runs that went on with room": went_on}
+
+
+def fills_up(processes: ForkServerContext, folder: Path, where: str) -> bool:
+    """Start a run on a small disk; return whether the disk was full."""
+    child, stages = start(processes, folder)
+    child.join(LONGEST_LIFE_S)
+    if folder.exists():
+        require_whole(folder, f"on {where}")
+    if child.exitcode == 0:
+        return False
+    told = last_told(stages)
+    if child.exitcode != REFUSED or "No space left" not in told:
+        raise Violation(f"on {where} a run ended with exit code {child.exitcode} ({told})")
+    return True
 
 
 def damage(path: Path, draw: random.Random) -> str:
@@ -361,30 +480,183 @@ def damage(path: Path, draw: random.Random) -> str:
     return how
 
 
-def damaged_files(work: Path, count: int, seed: int) -> dict[str, Any]:
-    """Damage one file of a finished run at a time and run again; the result must be the same.
+FINISHED = "a finished run"
+CACHE = Path("cache") / "vectors.sqlite"
+ONLY_FOR_A_REMARK = "scores.json"
+"""The call reads in it which rows an earlier table had, to say which are gone, and writes it anew from the answers."""
 
-    What has no checksum of its own, because it is written anew from what has, may change until the next call.
+
+def damaged_files(work: Path, count: int, seed: int) -> dict[str, Any]:
+    """Damage one file of finished or unfinished work at a time, make the same call again, and count what became of it.
+
+    What the call has noticed is known from its error and its log, which must name the file; what it has read, from the
+    operating system. Damage that it has read and not noticed must be in nothing that counts: the file is read as the
+    sound one, or a cache only lacks vectors, which are made when they are asked for.
     """
-    sound, draw, tried, refused = work / "undisturbed", random.Random(seed), Counter[str](), Counter[str]()
-    folder = work / "damaged"
-    names = [path.relative_to(sound) for path in sorted(sound.rglob("*")) if path.is_file()]
-    logging.disable(logging.WARNING)
-    for _ in range(count):
+    if not hasattr(ctypes.CDLL(None), "inotify_init1"):
+        return {"skipped": "which files a call reads is asked of inotify, which this system does not have"}
+    draw, tried, outcomes = random.Random(seed), Counter[str](), dict[str, Counter[str]]()
+    states = [work / "states" / name for name in (FINISHED, "adaptation cut off", "bank training cut off")]
+    for state in states:
+        make_state(state, sound=work / "undisturbed")
+    files = [(state, path.relative_to(state)) for state in states for path in sorted(state.rglob("*.*"))]
+    files = [(state, name) for state, name in files if (state / name).is_file()]
+    first = [(state, name) for state, name in files if name == CACHE or name.name == CHECKPOINT]
+    for state, name in [*first, *(draw.choice(files) for _ in range(count))][:count]:
+        folder = work / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(sound, folder)
-        name = draw.choice(names)
-        tried[damage(folder / name, draw)] += 1
-        try:
-            run(*people(), CONFIG, folder)
-        except MtaError as error:
-            refused[name.name] += 1
-            if name.name not in str(error):
-                raise Violation(f"{name} was damaged and the error does not name it: {error}") from error
-            continue
-        require_close(folder, sound, f"after damage to {name}")
-    logging.disable(logging.NOTSET)
-    return {"damaged": dict(tried), "refused by name": dict(refused), "made again": count - refused.total()}
+        shutil.copytree(state, folder)
+        how = damage(folder / name, draw)
+        tried[how] += 1
+        what = f"after damage ({how}) to {name} of {state.name}"
+        outcome = after_damage(folder, name, state, sound=work / "undisturbed", what=what)
+        outcomes.setdefault(outcome, Counter())[name.name] += 1
+    return {"damaged": dict(tried), **{outcome: dict(found) for outcome, found in sorted(outcomes.items())}}
+
+
+def make_state(state: Path, *, sound: Path) -> None:
+    """Make a run, finished or cut off in the middle of a stage, and its cache; undamaged, it must go on to the end."""
+    cut_off = state.name.removesuffix(" cut off")
+
+    @contextmanager
+    def progress(stage: str) -> Iterator[Step]:
+        def step(done: int, total: int) -> None:
+            if stage == cut_off and done > 0.7 * total:
+                raise CutOff
+
+        yield step
+
+    with contextlib.suppress(CutOff):
+        call_again(state, progress)
+    if state.name != FINISHED and not list(state.rglob(CHECKPOINT)):
+        raise SystemExit(f"there is no checkpoint of {cut_off}")
+    whole = Path(shutil.copytree(state, state.with_name("whole")))
+    refusal, said = call_again(whole)
+    if refusal or str(whole) in said:
+        raise Violation(f"{state.name}, undamaged, is not gone on with quietly: {refusal or said}")
+    require_same(result_of(whole / "run"), result_of(sound), f"{state.name}, undamaged")
+    shutil.rmtree(whole)
+
+
+class CutOff(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+def call_again(folder: Path, progress: Progress = silent) -> tuple[MtaError | None, str]:
+    """Run in a folder with a cache of its own; returns the error that refused it, and what the log and stderr say."""
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logging.getLogger("mta").addHandler(handler)
+    try:
+        with mock.patch.dict(os.environ, MTA_CACHE=str(folder / "cache")), contextlib.redirect_stderr(heard):
+            run(*people(), CONFIG, folder / "run", progress=progress)
+    except MtaError as error:
+        return error, heard.getvalue()
+    finally:
+        logging.getLogger("mta").removeHandler(handler)
+    return None, heard.getvalue()
+
+
+def after_damage(folder: Path, name: Path, state: Path, *, sound: Path, what: str) -> str:
+    """Make the call again in a copy of `state` with one damaged file, and say what became of that."""
+    path = folder / name
+    damaged, alike = path.read_bytes(), reads_alike(path, state / name)
+    try:
+        with first_touches(folder) as touched:
+            refusal, said = call_again(folder)
+        if refusal:
+            if str(path) not in str(refusal):
+                raise Violation(f"{what}: the error does not name it: {refusal}")
+            path.unlink()
+            call_again(folder)
+        require_close(folder / "run", sound, what)
+    except Exception as error:
+        raise Violation(f"{what}: {type(error).__name__}: {error}") from error
+    made_again = not path.exists() or path.read_bytes() != damaged
+    if refusal:
+        return "refused by name, gone on with when it was removed"
+    if str(path) in said:
+        return "named and made again" if made_again else "named and gone on without"
+    if touched.get(path) != "opened":
+        return "not read, written anew" if made_again else "not read"
+    if alike:
+        return "read as if undamaged"
+    if name == CACHE:
+        return missing_vectors(path, state / name, what)
+    if name.name == ONLY_FOR_A_REMARK and made_again:
+        return "read for a remark only, written anew"
+    raise Violation(f"{what}: it was read, and nothing was said")
+
+
+def reads_alike(path: Path, sound: Path) -> bool:
+    """Say whether a damaged file is read as the sound one: the change is in nothing that counts, as 1e-5 and 1E-5."""
+    try:
+        return bool(read_as(path, sound) == read_as(sound, sound))
+    except MtaError:
+        return False
+
+
+def read_as(path: Path, sound: Path) -> Any:
+    """Return what a file holds; of a cache the vectors that are also in the sound one."""
+    if path.name == CACHE.name:
+        return vectors_in(path, sound)
+    if path.suffix in (".safetensors", Path(CHECKPOINT).suffix):
+        tensors, notes = load_tensors(path)
+        return tensors_checksum(tensors), notes.get("note"), notes.get("state")  # the checksum's name may be damaged
+    if path.suffix == ".json":
+        value = read_json(path)
+        return {key: value.get(key) for key in read_json(sound) if key != SEAL} if isinstance(value, dict) else value
+    return path.read_bytes()
+
+
+def vectors_in(path: Path, sound: Path) -> dict[bytes, bytes]:
+    """Return the vectors that a cache gives for the keys of a sound one."""
+    with contextlib.closing(sqlite3.connect(f"file:{sound}?immutable=1", uri=True)) as connection:
+        sizes = {key: len(vector) // 4 for key, vector in connection.execute("SELECT key, vector FROM vectors")}
+    with tempfile.TemporaryDirectory() as temporary:
+        copied = VectorCache(Path(shutil.copy(path, temporary)))  # to open one may change it
+        found = copied.read(list(sizes), dimensions=max(sizes.values()))
+    return {key: vector.numpy().tobytes() for key, vector in found.items()}
+
+
+def missing_vectors(path: Path, sound: Path, what: str) -> str:
+    """Say what became of vectors that a damaged cache does not have any more, which is nothing amiss in a cache."""
+    wanted, found = vectors_in(sound, sound), vectors_in(path, sound)
+    if not found.items() <= wanted.items():
+        raise Violation(f"{what}: it holds vectors of other values")
+    return "vectors missing, made again" if found == wanted else "vectors missing, not asked for"
+
+
+OPENED, REPLACED, LOST = 0x20, 0x80, 0x4000
+"""IN_OPEN, IN_MOVED_TO and IN_Q_OVERFLOW of inotify."""
+
+
+@contextmanager
+def first_touches(folder: Path) -> Iterator[dict[Path, str]]:
+    """Ask the operating system what happens first to each file below a folder: it is opened, or replaced unread.
+
+    Yields:
+        Path -> "opened" or "replaced", filled when the block ends.
+    """
+    touched: dict[Path, str] = {}
+    system = ctypes.CDLL(None, use_errno=True)
+    descriptor = system.inotify_init1(os.O_NONBLOCK)
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    places = {system.inotify_add_watch(descriptor, os.fsencode(one), OPENED | REPLACED): one for one in folders}
+    try:
+        yield touched
+        events = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                events += os.read(descriptor, 1 << 20)
+    finally:
+        os.close(descriptor)
+    while events:
+        place, mask, _, length = struct.unpack_from("iIII", events)
+        if mask & LOST:
+            raise SystemExit("inotify has lost events")
+        name, events = events[16 : 16 + length].rstrip(b"\0"), events[16 + length :]
+        touched.setdefault(places[place] / os.fsdecode(name), "opened" if mask & OPENED else "replaced")
 
 
 RECORDS: dict[str, list[dict[str, Any]]] = {
@@ -455,17 +727,27 @@ def write_kept(work: Path, data: bytes) -> Path:
 
 
 def two_at_once(processes: ForkServerContext, work: Path, wanted: dict[str, Any], count: int) -> dict[str, Any]:
-    """Start two processes on one folder."""
+    """Start a process in a folder where another one is at work, and stopped there until the second has ended."""
     refused = 0
     for number in range(count):
         folder = work / f"two-{number}"
-        both = [start(processes, folder) for _ in range(2)]
-        for child, _ in both:
-            child.join(LONGEST_LIFE_S)
-        codes = sorted(child.exitcode for child, _ in both)
-        if codes not in ([0, 0], [0, REFUSED]):
-            raise Violation(f"two processes on one folder ended with exit codes {codes}")
-        refused += REFUSED in codes
+        first, stages = start(processes, folder)
+        stages.recv()  # it has begun, so the folder is its own
+        os.kill(first.pid, signal.SIGSTOP)
+        try:
+            second, heard = start(processes, folder)
+            second.join(LONGEST_LIFE_S)
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        told = last_told(heard) if second.exitcode is not None else "nothing yet"
+        if second.exitcode != REFUSED or f"{folder} is in use" not in told:
+            first.kill()
+            second.kill()
+            raise Violation(f"a second process in {folder} ended with exit code {second.exitcode} ({told})")
+        refused += 1
+        first.join(LONGEST_LIFE_S)
+        if first.exitcode != 0:
+            raise Violation(f"a process beside which another was refused ended with exit code {first.exitcode}")
         require_same(result_of(folder), wanted, "two processes on one folder")
         shutil.rmtree(folder)
     return {"pairs": count, "refused": refused}
@@ -485,6 +767,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in the lives
+    logging.getLogger("mta").addHandler(logging.NullHandler())
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["mta.evaluation.run", "mta.tiny_model", "sklearn.cluster", "bm25s"])
     with tempfile.TemporaryDirectory() as temporary:
@@ -494,7 +777,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "runs": lambda: killed_runs(processes, work, options.kills, options.seed),
             "writes": lambda: killed_writes(processes, work, options.kills, options.seed),
-            "disk": lambda: full_disks(processes, work, wanted),
+            "disk": lambda: full_disks(processes, work, wanted, max(2, options.kills // 30)),
             "damage": lambda: damaged_files(work, options.kills, options.seed),
             "fuzz": lambda: fuzzed_readers(work, 50 * options.kills, options.seed),
             "two": lambda: two_at_once(processes, work, wanted, max(1, options.kills // 20)),

@@ -6,13 +6,13 @@
 Every user asks one question of 100 to 200 tokens and gets 8 tokens of answer, or as many as asked for. An adapter is
 two of a bank's twelve anchors (rank 8), merged exactly, and an own part of rank 4. Ways, taking turns in one process:
 
-- `engine`: all users in one batch, the bank's anchors held once.
+- `engine`: all users in one batch, the bank's anchors held once; `engine, nothing shared` is the same without that.
 - `peft adapter_names`, `polylora` where it is installed, and `merge per user`: see `inference_peers.py`. Adding the
   adapters to their models is not counted and reported apart.
 - `base`: the bare base model on the same batch: the floor.
 
 Before any time is reported, the answers of all ways are compared; in bfloat16, where rounding may turn a greedy choice,
-most of them must agree.
+most of them must agree. Adapters are large enough that most answers are not those of the bare base model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from inference_peers import PeftNames, PolyLora, has_polylora, merge_per_user
-from measuring import machine, ratio, refuse_busy, rows_of, table, take_turns, write
+from inference_peers import PeftNames, PolyLora, has_polylora, merge_per_user, whole
+from measuring import ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.generation import Request, generate
@@ -37,7 +38,7 @@ from mta.runtime import keep_freed_memory
 
 ANCHORS, ANCHOR_RANK, OWN_RANK = 12, 8, 4
 TARGETS = {"all": ALL_LINEAR, "qv": QUERY_VALUE}
-ENGINE, BASE = "engine", "base"
+ENGINE, UNSHARED, BASE = "engine", "engine, nothing shared", "base"
 NAMES, POLYLORA, MERGE = "peft adapter_names", "polylora", "merge per user"
 PEERS = {NAMES: PeftNames} | ({POLYLORA: PolyLora} if has_polylora() else {})
 """Peers that have a model of their own."""
@@ -49,12 +50,13 @@ def make_requests(base: BaseModel, users: int, targets: Sequence[str]) -> list[R
     shapes = base.shapes(targets)
 
     def adapter(rank: int) -> Adapter:
-        def values(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, generator=generator) * 0.02
+        """Draw one whose delta is as large as the weights, so that answers are surely others."""
 
-        return Adapter(
-            {name: Factors(values(rank, d_in), values(d_out, rank)) for name, (d_out, d_in) in shapes.items()}
-        )
+        def factors(d_out: int, d_in: int) -> Factors:
+            A = torch.randn(rank, d_in, generator=generator) / (rank * d_in) ** 0.5
+            return Factors(A, 2 * torch.randn(d_out, rank, generator=generator))
+
+        return Adapter({name: factors(*shape) for name, shape in shapes.items()})
 
     def question() -> TokenRow:
         length = int(torch.randint(100, 201, (), generator=generator))
@@ -70,13 +72,16 @@ def make_requests(base: BaseModel, users: int, targets: Sequence[str]) -> list[R
 
 
 def require_agreement(answers: Mapping[str, list[str]], *, share: float) -> None:
-    """Refuse to report times of different work."""
+    """Refuse to report times of different work, or of adapters that do nothing."""
+    ours = answers[ENGINE]
     for way, found in answers.items():
-        if way == BASE:
-            continue
-        same = sum(one == two for one, two in zip(answers[ENGINE], found, strict=True))
-        if same < share * len(found):
-            raise SystemExit(f"{way} and the engine agree on {same} of {len(found)} answers; not comparable")
+        same = sum(one == two for one, two in zip(ours, found, strict=True))
+        if way == BASE and 2 * same > len(ours):
+            raise SystemExit(
+                f"{same} of {len(ours)} answers are those of the bare base model; larger adapters are needed"
+            )
+        if way not in (BASE, ENGINE) and same < share * len(ours):
+            raise SystemExit(f"{way} and the engine agree on {same} of {len(ours)} answers; not comparable")
 
 
 def measure(
@@ -100,6 +105,7 @@ def measure(
     ways: dict[str, Callable[[], list[str]]] = {
         ENGINE: partial(answer, requests),
         **{name: partial(peer, options.new_tokens) for name, peer in peers.items()},
+        UNSHARED: partial(answer, [replace(request, adapter=whole(request)) for request in requests]),
         MERGE: partial(merge_per_user, base, requests, options.new_tokens),
         BASE: partial(answer, [Request(request.row) for request in requests]),
     }
@@ -112,7 +118,7 @@ def measure(
         "rows": rows_of(times, units=users, unit="queries"),
         "ratios": {
             "base / engine": ratio(times, BASE, ENGINE),
-            **{f"engine vs {way}": ratio(times, way, ENGINE) for way in (*peers, MERGE)},
+            **{f"engine vs {way}": ratio(times, way, ENGINE) for way in (*peers, MERGE, UNSHARED)},
         },
         "adding adapters, s": adding,
     }
@@ -125,7 +131,7 @@ def page_of(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
     rows = [
         [
             one["users"],
-            *(one["rows"][way]["queries_per_s"] for way in ways),
+            *(_with_extremes(one["users"], one["rows"][way]) for way in ways),
             *(one["ratios"][key] for key in ratios),
         ]
         for one in found
@@ -133,6 +139,11 @@ def page_of(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
     layers = "all linear layers" if options.targets == "all" else "q and v"
     title = f"### {options.base}, {options.dtype}, {layers}, {options.new_tokens} tokens of answer"
     return f"{title}\n\n{table(head, rows)}"
+
+
+def _with_extremes(users: int, row: Mapping[str, float]) -> str:
+    """Return queries a second, with the slowest and the fastest turn."""
+    return f"{row['queries_per_s']} ({users / row['max_s']:.2f} - {users / row['min_s']:.2f})"
 
 
 def main() -> None:
@@ -147,17 +158,19 @@ def main() -> None:
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
     parser.add_argument("--out", type=Path, help="folder; the file is called after targets, dtype and tokens")
     options = parser.parse_args()
-    refuse_busy(anyway=options.anyway)
     keep_freed_memory()
     base, *peer_bases = (load_base_model(options.base, dtype=options.dtype) for _ in range(1 + len(PEERS)))
     for each in (base, *peer_bases):
         each.model.generation_config.eos_token_id = [each.model.config.vocab_size]  # none: all ways make all steps
-    before = machine()
-    found = [measure(base, peer_bases, users, options) for users in options.users or (1, 4, 16, 32, 64)]
+
+    def measured() -> list[dict[str, Any]]:
+        return [measure(base, peer_bases, users, options) for users in options.users or (1, 4, 16, 32, 64)]
+
+    found, where = watched(measured, anyway=options.anyway)
     out = options.out / f"{options.targets}-{options.dtype}-{options.new_tokens}.json" if options.out else None
     write(
         out,
-        {"set_up": {"base": options.base, "new tokens": options.new_tokens}, "batches": found, "machine": before},
+        {"set_up": {"base": options.base, "new tokens": options.new_tokens}, "batches": found, "machine": where},
         page_of(found, options),
     )
 

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -26,11 +26,14 @@ import torch
 from mta.files import write_json, write_text
 from mta.runtime import versions
 
+T = TypeVar("T")
 Times = dict[str, list[float]]
 """Seconds of every turn, by way."""
 
 BUSY = 10.0
 """Percent of all processors above which a machine counts as doing something else."""
+STEADY = 10.0
+"""Percent by which a fixed product may change before what was measured meanwhile is thrown away."""
 LOOK_S = 3.0
 """Seconds that are looked at."""
 
@@ -45,6 +48,30 @@ def refuse_busy(*, anyway: bool) -> None:
             f"{used:.0f} % of the processors are in use: something else runs here, and times would mean little; "
             "stop it and try again, or pass --anyway"
         )
+
+
+def watched(work: Callable[[], T], *, anyway: bool) -> tuple[T, dict[str, Any]]:
+    """Measure on a machine that does nothing else, before and after, and whose own speed stays.
+
+    Returns:
+        What the work returns, and what it was measured on: see `machine`, and by how many percent the time of a fixed
+        product of matrices has changed.
+    """
+    refuse_busy(anyway=anyway)
+    where, before = machine(), product_seconds()
+    found = work()
+    moved = 100 * (product_seconds() / before - 1)
+    if abs(moved) > STEADY and not anyway:
+        raise SystemExit(f"a fixed product of matrices takes {moved:+.0f} % as long as at first; measure again")
+    refuse_busy(anyway=anyway)
+    return found, {**where, "load after": os.getloadavg()[0], "speed moved, %": round(moved, 1)}
+
+
+def product_seconds() -> float:
+    """Return what one product of matrices takes here, the least of some."""
+    one = torch.ones(1024, 1024)
+    times = take_turns({"product": lambda: [one @ one for _ in range(4)]}, repeats=20)
+    return min(times["product"])
 
 
 def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int) -> Times:

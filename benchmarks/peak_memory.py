@@ -1,11 +1,15 @@
 """Peak memory of training, each way in a process of its own, and what the engine was foretold to take.
 
-    python benchmarks/peak_memory.py --data DIR --out docs/results/speed [--case lamp-2] [--case lamp-2-bf16]
+    python benchmarks/peak_memory.py --data DIR --out docs/results/speed [--case lamp-2] [--case lamp-2-fp32]
 
-The work is that of a case of `train.py`: the same adapters, trained by the engine, by a plain PEFT loop, by the best
-one and by the Trainer. The process holds libraries and weights besides; "more than at the start" is the peak less what
-it held when the base model was loaded. A slot's bytes are those of its adapter with gradients and moments, of which
-every loop over single users has one.
+The work is that of a case of `train.py`: the same adapters, trained by the engine, by a plain PEFT loop, by stronger
+ones and by the Trainer. The process holds libraries and weights besides; "more than at the start" is the peak less what
+it held when the base model was loaded. Ratios:
+
+- what the engine takes more than at the start, over what the plain loop takes and the bytes of the engine's slots:
+  not above 1 where only the adapters of several users, with gradients and moments, are held besides;
+- what the engine was foretold to take (base model, slots, largest pass), over what its process held at the peak beyond
+  the libraries; and the same with the libraries, over all that the process held. One can plan by it from 0.8 to 1.2.
 """
 
 from __future__ import annotations
@@ -23,24 +27,27 @@ from mta.base_model import load_base_model, load_base_shape
 from mta.config import EngineConfig
 from mta.memory import training_memory
 from mta.runtime import keep_freed_memory, peak_rss_bytes, rss_bytes
-from train import BEST, CASES, ENGINE, PLAIN, TRAINER, make_jobs, peer, run_engine
+from train import CASES, ENGINE, HEADLINE, PLAIN, STRONG, TRAINER, make_jobs, peer, run_engine
 
 SLOTS = 8
-WAYS = (ENGINE, PLAIN, BEST, TRAINER)
+WAYS = (ENGINE, PLAIN, *STRONG, TRAINER)
+OVER_PEFT = "engine / (peft plain + slots)"
+FORETOLD, PROCESS = "foretold / measured", "foretold and libraries / process"
 
 
 def child(way: str, name: str, base_name: str, data: Path | None) -> None:
-    """Train in one way and print the bytes held before, and at the peak."""
+    """Train in one way and print the bytes held without the base model, with it before training, and at the peak."""
     if way == ENGINE:
         keep_freed_memory()  # as the command line does; the peers are run as people run them
+    libraries = rss_bytes()
     base = load_base_model(base_name, dtype=CASES[name].dtype)
     jobs = make_jobs(base, CASES[name], data)
-    before = rss_bytes()
+    start = rss_bytes()
     if way == ENGINE:
         run_engine(base, jobs, EngineConfig(slots=SLOTS))
     else:
         peer(base, jobs, way)
-    print(json.dumps({"start": before, "peak": peak_rss_bytes() or 0}))
+    print(json.dumps({"libraries": libraries, "start": start, "peak": peak_rss_bytes() or 0}))
 
 
 def foretold(name: str, base_name: str, data: Path | None) -> dict[str, int]:
@@ -59,7 +66,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         words += ["--data", str(options.data)] if options.data else []
         done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
         held[way] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"case": name, "held": held, "foretold": foretold(name, options.base, options.data)}
+    told = foretold(name, options.base, options.data)
+    return {"case": name, "held": held, "foretold": told, "ratios": ratios(held, told)}
+
+
+def ratios(held: Mapping[str, Mapping[str, int]], told: Mapping[str, int]) -> dict[str, float]:
+    """Return what the engine takes against a plain loop with the engine's slots, and against what was foretold."""
+    more = {way: one["peak"] - one["start"] for way, one in held.items()}
+    engine, total = held[ENGINE], sum(told.values())
+    return {
+        OVER_PEFT: round(more[ENGINE] / (more[PLAIN] + told["slots"]), 3),
+        FORETOLD: round(total / (engine["peak"] - engine["libraries"]), 3),
+        PROCESS: round((total + engine["libraries"]) / engine["peak"], 3),
+    }
 
 
 def page_of(result: Mapping[str, Any]) -> str:
@@ -71,7 +90,8 @@ def page_of(result: Mapping[str, Any]) -> str:
     told = result["foretold"]
     parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in told.items())
     head = ["", "peak of the process, GiB", "more than at the start, GiB"]
-    return f"### {result['case']}\n\n{table(head, rows)}\n\nForetold for the engine, GiB: {parts}."
+    shown = "; ".join(f"{key}: **{value}**" for key, value in result["ratios"].items())
+    return f"### Memory, {result['case']}\n\n{table(head, rows)}\n\n{shown}\n\nForetold for the engine, GiB: {parts}."
 
 
 def main() -> None:
@@ -79,7 +99,7 @@ def main() -> None:
     parser = case_options(__doc__, CASES)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    cases = options.case or ["lamp-2", "lamp-2-bf16"]
+    cases = options.case or [HEADLINE, "lamp-2-fp32"]
     if options.child:
         child(options.child, cases[0], options.base, options.data)
         return

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything in docs/results/speed, on an idle machine; about four hours on two cores. GPU figures: gpu.py.
+# Everything in docs/results/speed, on an idle machine; about five hours on two cores. GPU figures: gpu.py.
 #
 #   benchmarks/speed.sh DATA
 #
@@ -18,20 +18,21 @@ measure() { # measure FILE SCRIPT OPTIONS...
   [ -e "$file" ] || "$here/.venv/bin/python" "$here/benchmarks/$script" "$@"
 }
 
-for case in lamp-2-bf16 lamp-2 lamp-2-1-user lamp-2-64-users lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors \
-  lamp-2-anchors-qv lamp-5 lamp-5-bf16 synthetic; do
-  measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
-done
-for dtype in bfloat16 float32; do
-  measure "infer/all-$dtype-8.json" infer.py --dtype "$dtype" --out "$out/infer"
-done
-measure infer/all-bfloat16-64.json infer.py --new-tokens 64 --users 8 --users 32 --dtype bfloat16 --out "$out/infer"
-measure infer/qv-bfloat16-8.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
-for case in lamp-2-bf16 lamp-2; do
-  measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
-done
-measure process_per_user.json process_per_user.py --data "$data" --dtype bfloat16 --out "$out"
+measure train/lamp-2.json train.py --data "$data" --case lamp-2 --out "$out/train"
+measure infer/all-bfloat16-8.json infer.py --dtype bfloat16 --out "$out/infer"
+measure process_per_user.json process_per_user.py --data "$data" --out "$out"
 measure peak_memory.json peak_memory.py --data "$data" --out "$out"
 measure scale.json scale.py --out "$out"
+measure train/lamp-2-fp32.json train.py --data "$data" --case lamp-2-fp32 --out "$out/train"
+measure infer/all-bfloat16-64.json infer.py --new-tokens 64 --users 8 --users 32 --dtype bfloat16 --out "$out/infer"
+measure infer/all-float32-8.json infer.py --dtype float32 --out "$out/infer"
+measure infer/qv-bfloat16-8.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
+for case in lamp-2 lamp-2-fp32; do
+  measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
+done
+for case in lamp-2-1-user lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors lamp-2-anchors-qv lamp-5 \
+  lamp-5-fp32 synthetic lamp-2-64-users; do
+  measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
+done
 measure store.json store.py --folder "${TMPDIR:-/tmp}" --out "$out"
 "$here/.venv/bin/python" "$here/benchmarks/speed_page.py" "$here/docs/results"

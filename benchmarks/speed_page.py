@@ -3,7 +3,7 @@
     python benchmarks/speed_page.py docs/results
 
 Reads the JSON and Markdown files that `speed.sh` and `gpu.py` leave in `speed/` and writes `speed.json` and
-`speed/README.md`. Nothing is computed here but minima over cases.
+`speed/README.md`. Nothing is computed here: ratios are taken over as the benchmarks have written them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from mta.files import read_json, write_json, write_text
 
-HEADLINE = "lamp-2-bf16"
-"""The case of `train.py` whose ratios stand for all."""
+HEADLINE = "lamp-2"
+"""The case of `train.py` and `peak_memory.py` whose ratios stand for all."""
 USERS_IN_A_BATCH = 32
 COMMANDS = "benchmarks/speed.sh DATA"
 
@@ -49,6 +49,16 @@ def infer_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: batch["ratios"][key] for key, name in names.items() if key in batch["ratios"]}
 
 
+def memory_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ratios of one case of `peak_memory.py`."""
+    names = {
+        "engine / (peft plain + slots)": "memory_over_peft_plus_slots",
+        "foretold / measured": "memory_foretold_over_measured",
+        "foretold and libraries / process": "memory_foretold_over_process",
+    }
+    return {name: result["ratios"][key] for key, name in names.items()}
+
+
 def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
     """Read a file of results, if it is there."""
     path = folder / name
@@ -60,12 +70,14 @@ def headline(folder: Path) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     others: dict[str, dict[str, float]] = {}
     machines: dict[str, Any] = {}
+    commands = [COMMANDS]
     for path in sorted((folder / "train").glob("*.json")):
         result = read_json(path)
         (ratios if path.stem == HEADLINE else others.setdefault(f"train {path.stem}", {})).update(train_ratios(result))
         machines[f"train/{path.name}"] = result["machine"]
     if single := found_in(folder, "process_per_user.json"):
         ratios["train_vs_process_per_user"] = single["ratios"]["engine vs process per user"]
+        ratios["train_vs_process_per_user_base_loaded"] = single["ratios"]["the same, base model loaded before"]
         machines["process_per_user.json"] = single["machine"]
     for path in sorted((folder / "infer").glob("*.json")):
         result = read_json(path)
@@ -73,18 +85,27 @@ def headline(folder: Path) -> dict[str, Any]:
             infer_ratios(result)
         )
         machines[f"infer/{path.name}"] = result["machine"]
+    if memory := found_in(folder, "peak_memory.json"):
+        for case in memory["cases"]:
+            name = case["case"]
+            (ratios if name == HEADLINE else others.setdefault(f"memory {name}", {})).update(memory_ratios(case))
+        machines["peak_memory.json"] = memory["machine"]
     for path in sorted((folder / "gpu").glob("*.json")):
         result = read_json(path)
         others[f"gpu {path.stem}, {result['device']}"] = result["ratios"]
+        commands.append(f"python benchmarks/{result['command']}")
     return {
         "ratios": ratios,
         "what": f"train: case {HEADLINE} of benchmarks/train.py, time of the other way divided by the engine's; "
         "train_over_floor and infer_over_base: the bare base model's time divided by the engine's; "
-        f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer",
+        f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer; "
+        "memory_over_peft_plus_slots: what the engine holds at the peak beyond the loaded base model, divided by the "
+        "same of the plain loop and the engine's slots; memory_foretold_over_measured: of the engine's process without "
+        "its libraries, memory_foretold_over_process: with them on both sides",
         "other_cases": others,
         "machine": machines.get(f"train/{HEADLINE}.json", {}),
         "load_before": {name: found["load"] for name, found in machines.items()},
-        "commands": [COMMANDS],
+        "commands": commands,
     }
 
 

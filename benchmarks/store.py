@@ -1,11 +1,17 @@
 """What keeping people's adapters costs: bytes for each, and how many are written and read in a second.
 
-    python benchmarks/store.py --folder DIR --out docs/results/speed/store [--users 100000]
+    python benchmarks/store.py --folder DIR --out docs/results/speed [--users 100000]
 
-- Bytes: from the shapes of SmolLM2-135M and Llama-3-8B, for MTA's own part (rank 4, beside a bank that all share), the
-  same on q and v alone, and OPPU's adapter (rank 8), in bfloat16; a merged-only user is anchor names and weights.
-- Writing and reading: adapter files with their checksums, as `mta` keeps them, at SmolLM2-135M's shape, and at a tiny
-  shape for large numbers of users, where the files themselves are what costs. Reading picks 1,000 users at random.
+- Bytes: of a flat record in bfloat16 and int8, from the shapes of SmolLM2-135M and Llama-3-8B, for MTA's own part
+  (rank 4, beside a bank that all share), the same on q and v alone, a core inside two merged anchors of rank 8, and
+  OPPU's adapter (rank 8); a merged-only user is anchor names and weights.
+- Files: one a user with its checksum, in one folder, as a training leaves them (`adapter_path`): at SmolLM2-135M's
+  shape, and at a tiny shape for large numbers of users, where the files themselves are what costs.
+- Records: made and read back in memory; and through the user store on SQLite with cores at SmolLM2-135M's shape, each
+  a transaction that is flushed to the disk. 100,000 of them take 11 GB.
+
+Reading picks 1,000 users at random, by name, of whom the system may hold much in its memory. What takes less than a
+minute is done several times.
 """
 
 from __future__ import annotations
@@ -14,94 +20,262 @@ import argparse
 import os
 import random
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from measuring import machine, refuse_busy, table, write
-from mta.adapter_files import load_adapter, save_adapter
+from measuring import table, watched, write
+from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE
-from mta.lora.adapter import Adapter, Factors
+from mta.flat_records import Numbers, Schema, read_record, schema_of, write_record
+from mta.lora.core import CHANGE
+from mta.lora.stacked import Shapes
+from mta.merging import Match
+from mta.serving.database import open_database
+from mta.serving.tenants import add_tenant
+from mta.serving.user_store import Revision, UserStore
+from mta.training_store import adapter_path
 
+T = TypeVar("T")
 LLAMA_3_8B = {
     "q_proj": (4096, 4096), "k_proj": (1024, 4096), "v_proj": (1024, 4096), "o_proj": (4096, 4096),
     "gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336),
 }  # fmt: skip
 LLAMA_LAYERS = 32
-KINDS = {"MTA, rank 4": (4, ALL_LINEAR), "MTA, rank 4, q and v": (4, QUERY_VALUE), "OPPU, rank 8": (8, ALL_LINEAR)}
 READS = 1000
+LONG_S = 60.0
+"""What takes longer is not done again."""
+FORMATS: tuple[Numbers, ...] = ("bfloat16", "int8")
+MATCH = Match("", ("anchor 1", "anchor 2"), (0.6, 0.4), (0.6, 0.4))
 
 
-def adapter(base: BaseModel, rank: int, targets: tuple[str, ...]) -> Adapter:
-    """Draw an adapter in bfloat16."""
-    shapes = base.shapes(targets)
-    return Adapter(
-        {
-            name: Factors(torch.randn(rank, d_in).bfloat16(), torch.randn(d_out, rank).bfloat16())
-            for name, (d_out, d_in) in shapes.items()
-        }
-    )
+# what is kept -----------------------------------------------------------------------------------------------------
 
 
-def bytes_per_user(base: BaseModel) -> list[list[object]]:
-    """Return a row for each kind of adapter."""
-    rows: list[list[object]] = []
-    for kind, (rank, targets) in KINDS.items():
-        small = 2 * rank * sum(d_out + d_in for d_out, d_in in base.shapes(targets).values())
-        large = 2 * rank * LLAMA_LAYERS * sum(sum(LLAMA_3_8B[target]) for target in targets)
-        rows.append([kind, f"{small / 1e6:.2f} MB", f"{large / 1e6:.2f} MB"])
-    return rows
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One form of a user's own part."""
+
+    targets: tuple[str, ...]
+    rank: int = 0
+    """Of an adapter; 0: none."""
+    core: int = 0
+    """Ranks of the composition that a core lies in; 0: none."""
+
+    def shapes(self, linears: Shapes) -> dict[str, tuple[int, int]]:
+        """Return the tensors by name, from the linear layers of the base model."""
+        found: dict[str, tuple[int, int]] = {}
+        for name, (d_out, d_in) in linears.items():
+            if self.rank:
+                found |= {f"{name}.A": (self.rank, d_in), f"{name}.B": (d_out, self.rank)}
+            if self.core:
+                found[f"{name}{CHANGE}"] = (self.core, self.core)
+        return found
 
 
-def path_of(folder: Path, user: int) -> Path:
-    """Spread files over folders of a thousand."""
-    return folder / str(user // 1000) / f"{user}.safetensors"
+KINDS: Mapping[str, Kind] = {
+    "MTA, rank 4": Kind(ALL_LINEAR, rank=4),
+    "MTA, rank 4, q and v": Kind(QUERY_VALUE, rank=4),
+    "MTA, core": Kind(ALL_LINEAR, core=16),
+    "OPPU, rank 8": Kind(ALL_LINEAR, rank=8),
+}
+SMALL, MANY = "MTA, core", "MTA, rank 4"
+"""Kinds that the user store and the folder of files are filled with."""
 
 
-def write_and_read(base: BaseModel, kind: str, users: int, folder: Path) -> dict[str, object]:
-    """Write one adapter for each user, read some of them, and take everything away again."""
-    rank, targets = KINDS[kind]
-    one = adapter(base, rank, targets)
-    shutil.rmtree(folder, ignore_errors=True)
-    for start in range(0, users, 1000):
-        (folder / str(start // 1000)).mkdir(parents=True)
-    chosen = random.Random(0).choices(range(users), k=READS)
+def record_bytes(linears: Shapes, kind: str, numbers: Numbers) -> int:
+    """Return the bytes of one user's flat record."""
+    wanted = {name: shape for name, shape in linears.items() if name.endswith(KINDS[kind].targets)}
+    return Schema("", numbers, KINDS[kind].shapes(wanted)).record_bytes
+
+
+def bytes_per_user(base: BaseModel) -> list[dict[str, object]]:
+    """Return a row for each kind."""
+    llama = {f"{layer}.{name}": shape for layer in range(LLAMA_LAYERS) for name, shape in LLAMA_3_8B.items()}
+    models: Mapping[str, Shapes] = {base.name: base.shapes(ALL_LINEAR), "Llama-3-8B": llama}
+    columns = [(f"{name}, {numbers}", linears, numbers) for name, linears in models.items() for numbers in FORMATS]
+    return [
+        {"kind": kind, **{name: record_bytes(linears, kind, numbers) for name, linears, numbers in columns}}
+        for kind in KINDS
+    ]
+
+
+# writing and reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is written and read, and where."""
+
+    place: str
+    """One of `PLACES`."""
+    base: BaseModel
+    kind: str
+    numbers: Numbers
+    users: int
+
+    def drawn(self) -> tuple[dict[str, Tensor], Schema]:
+        """Draw one user's part, with the schema of its record."""
+        shapes = KINDS[self.kind].shapes(self.base.shapes(KINDS[self.kind].targets))
+        tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+        return tensors, schema_of(tensors, base_fingerprint=self.base.fingerprint, numbers=self.numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One time through."""
+
+    written: list[float]
+    """Seconds of each write."""
+    read: list[float]
+    """Seconds of each read."""
+    bytes: int
+    """Kept of a user."""
+
+
+def through_files(work: Work, folder: Path) -> Turn:
+    """Write a file for each user and read some of them."""
+    one, paths = work.drawn()[0], [adapter_path(folder, name) for name in names(work.users)]
+    written = seconds(lambda path: save_trained(path, one, base=work.base, note={}), paths)
+    read = seconds(lambda path: load_trained(path, base=work.base), some(paths))
+    return Turn(written, read, paths[0].stat().st_size)
+
+
+def through_memory(work: Work, _: Path) -> Turn:
+    """Make records and read them back."""
+    one, schema = work.drawn()
+    record = write_record(one, schema)
+    written = seconds(lambda _: write_record(one, schema), range(work.users))
+    return Turn(written, seconds(lambda _: read_record(record, schema), range(work.users)), len(record))
+
+
+def through_store(work: Work, folder: Path) -> Turn:
+    """Keep an adapter of each user in a user store, and load some by name."""
+    one, schema = work.drawn()
+    revision = Revision(number=0, tensors=one, match=MATCH, bank="0" * 64, items=4)
+    database = open_database(f"sqlite:///{folder / 'users.db'}")
     try:
-        written = _seconds(lambda n: save_adapter(path_of(folder, n), one, base=base, note={}), range(users))
-        read = _seconds(lambda n: load_adapter(path_of(folder, n), base=base), chosen)
-        size = path_of(folder, 0).stat().st_size
+        store, tenant = UserStore(database), add_tenant(database, "everybody")
+        known = [store.create_user(tenant, name) for name in names(work.users)]
+        written = seconds(lambda user: store.save_revision(user, revision, schema), known)
+        read = seconds(lambda user: store.load_revision(store.find_user(tenant, user.name)), some(known))
     finally:
-        shutil.rmtree(folder)
+        database.close()
+    return Turn(written, read, sum(path.stat().st_size for path in folder.iterdir()) // work.users)
+
+
+FILE, MEMORY, STORE = "file", "record in memory", "user store"
+PLACES: Mapping[str, Callable[[Work, Path], Turn]] = {
+    FILE: through_files,
+    MEMORY: through_memory,
+    STORE: through_store,
+}
+
+
+def names(users: int) -> list[str]:
+    """Return the users' ids."""
+    return [f"user {number}" for number in range(users)]
+
+
+def some(items: Sequence[T]) -> list[T]:
+    """Draw those who are read."""
+    return random.Random(0).choices(items, k=min(READS, 10 * len(items)))
+
+
+def seconds(work: Callable[[T], object], items: Iterable[T]) -> list[float]:
+    """Return what each item took."""
+    found = []
+    for item in items:
+        started = time.perf_counter()
+        work(item)
+        found.append(time.perf_counter() - started)
+    return found
+
+
+# all of it --------------------------------------------------------------------------------------------------------
+
+
+def works(options: argparse.Namespace) -> Iterator[Work]:
+    """Return everything that is measured."""
+    real, tiny = load_base_model(options.base), load_base_model("tiny-random")
+    for kind in KINDS:
+        yield Work(FILE, real, kind, "bfloat16", options.real_users)
+        for numbers in FORMATS:
+            yield Work(MEMORY, real, kind, numbers, options.real_users)
+    for users in sizes(options.users):
+        yield Work(FILE, tiny, MANY, "bfloat16", users)
+        yield Work(STORE, real, SMALL, "bfloat16", users)
+    yield Work(STORE, real, SMALL, "int8", min(1000, options.users))  # what it costs does not depend on their number
+
+
+def sizes(largest: int) -> list[int]:
+    """Return powers of ten from 1,000 up to `largest`."""
+    found = [min(1000, largest)]
+    while found[-1] * 10 <= largest:
+        found.append(found[-1] * 10)
+    return found
+
+
+def measure(work: Work, folder: Path, repeats: int) -> dict[str, Any]:
+    """Do a piece of work as often as asked for, once where it takes long; take everything away again."""
+    turns: list[Turn] = []
+    started = time.perf_counter()
+    while len(turns) < repeats and (not turns or time.perf_counter() - started < LONG_S * len(turns)):
+        folder.mkdir(parents=True)
+        try:
+            turns.append(PLACES[work.place](work, folder))
+        finally:
+            shutil.rmtree(folder)
     return {
-        "base": base.name,
-        "kind": kind,
-        "users": users,
-        "bytes": size,
-        "written_per_s": round(users / written),
-        "read_per_s": round(READS / read),
+        "place": work.place,
+        "base": work.base.name,
+        "kind": work.kind,
+        "numbers": work.numbers,
+        "users": work.users,
+        "repeats": len(turns),
+        "bytes": turns[0].bytes,
+        **rates("written", [turn.written for turn in turns]),
+        **rates("read", [turn.read for turn in turns]),
     }
 
 
-def _seconds(work: Callable[[int], object], users: Iterable[int]) -> float:
-    started = time.perf_counter()
-    for user in users:
-        work(user)
-    return time.perf_counter() - started
+def rates(what: str, turns: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return how many a second, the least and most of all turns, and what one takes at the median and at 95 of 100."""
+    found = [len(turn) / sum(turn) for turn in turns]
+    marks = statistics.quantiles([one for turn in turns for one in turn], n=20)
+    return {
+        f"{what}_per_s": round(statistics.median(found), 1),
+        f"{what}_per_s_min": round(min(found), 1),
+        f"{what}_per_s_max": round(max(found), 1),
+        f"{what}_p50_ms": round(1000 * marks[9], 3),
+        f"{what}_p95_ms": round(1000 * marks[18], 3),
+    }
 
 
-def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, object]]:
-    """Measure the real shape with few users and the tiny one with up to as many as asked for."""
-    real, tiny = load_base_model(options.base), load_base_model("tiny-random")
-    for kind in KINDS:
-        yield write_and_read(real, kind, options.real_users, folder)
-    users = 1000
-    while users <= options.users:
-        for kind in ("MTA, rank 4", "OPPU, rank 8"):
-            yield write_and_read(tiny, kind, users, folder)
-        users *= 10
+def page_of(per_user: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> str:
+    """Return both tables as Markdown."""
+    plain = [[one["kind"], *(f"{size:,}" for name, size in one.items() if name != "kind")] for one in per_user]
+    head = ["where", "base", "kind", "numbers", "users", "repeats", "bytes a user", "written/s", "read/s"]
+    rows = [
+        [one[key] for key in ("place", "base", "kind", "numbers", "users", "repeats", "bytes")]
+        + [_range(one, "written"), _range(one, "read"), one["read_p50_ms"], one["read_p95_ms"]]
+        for one in found
+    ]
+    shown = table([*head, "read p50, ms", "read p95, ms"], rows)
+    return (
+        f"### Bytes of a user's flat record\n\n{table(list(per_user[0]), plain)}\n\n### Writing and reading\n\n{shown}"
+    )
+
+
+def _range(one: Mapping[str, Any], what: str) -> str:
+    return f"{one[f'{what}_per_s']} ({one[f'{what}_per_s_min']} - {one[f'{what}_per_s_max']})"
 
 
 def main() -> None:
@@ -109,19 +283,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to be measured; a folder in it is made")
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--real-users", type=int, default=500)
+    parser.add_argument("--users", type=int, default=100_000, help="most users in one folder, or one user store")
+    parser.add_argument("--real-users", type=int, default=500, help="users at the base model's shape")
+    parser.add_argument("--repeats", type=int, default=3, help="of what takes less than a minute")
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
     parser.add_argument("--out", type=Path, help="folder")
     options = parser.parse_args()
-    refuse_busy(anyway=options.anyway)
-    before = machine()
-    found = list(measured(options, options.folder / f"store-{os.getpid()}"))
+    folder = options.folder / f"store-{os.getpid()}"
+    found, where = watched(
+        lambda: [measure(work, folder, options.repeats) for work in works(options)], anyway=options.anyway
+    )
     per_user = bytes_per_user(load_base_model(options.base))
-    sizes = table(["bytes per user (bfloat16)", options.base, "Llama-3-8B"], per_user)
-    rates = table(list(found[0]), [list(one.values()) for one in found])
     out = options.out / "store.json" if options.out else None
-    write(out, {"measured": found, "machine": before}, f"{sizes}\n\n{rates}")
+    write(out, {"bytes": per_user, "measured": found, "machine": where}, page_of(per_user, found))
 
 
 if __name__ == "__main__":

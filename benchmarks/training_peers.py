@@ -2,9 +2,11 @@
 
 - `PeftLoop("plain")`: one user after the other, micro-batches of 2 accumulated to the update, padded on the right,
   logits of all positions, the model's own loss; how most people train.
-- `PeftLoop("best")`: the strongest variant of that loop: the whole update in one batch, logits of answer positions.
+- Stronger forms of that loop, with logits of answer positions only, no mask, and autocast in place of PEFT's own
+  casting: `"rows"` takes one row at a time, so that nothing is padded, `"rows, eager"` with the plain form of
+  attention; `"sorted"` takes 4 rows of like length; `"whole update"` all rows of an update.
 - `PeftLoop("packed")`: PEFT's layers over this package's forward pass (rows packed without padding), user by user.
-- `HfTrainer`: the Trainer of transformers, one per user.
+- `HfTrainer`: the Trainer of transformers, one per user, in the plain form.
 - `bare`: the floor: forward and backward of the base model without any adapter, on the very packs the engine makes, or
   on packs of whole rows, in which users' common beginnings are not shared.
 
@@ -17,12 +19,14 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import peft
+import peft.helpers
 import torch
 import transformers
 from torch import Tensor
@@ -30,12 +34,13 @@ from torch import Tensor
 from mta.base_model import BaseModel
 from mta.config import EngineConfig, TrainConfig
 from mta.forward import answer_nll
+from mta.lora.adapter import Adapter, Factors
 from mta.lora.stacked import initial_A
-from mta.packing import TokenRow, fill_packs, left_pad, pack_rows
+from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.training_plan import TrainJob, learning_rate, update_examples
 
-Losses = dict[str, float]
-"""Mean loss per answer token of each job's last update."""
+Adapters = dict[str, Adapter]
+"""Job id -> what was trained for it."""
 
 
 def update_rows(job: TrainJob, step: int) -> list[TokenRow]:
@@ -54,15 +59,27 @@ def bare(base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, *, who
 
     With `whole`, every row goes through by itself, the beginning that a user's rows share included.
     """
-    for step in range(max(job.total for job in jobs)):
-        work = [(job.job_id, row) for job in jobs if step < job.total for row in update_rows(job, step)]
-        for part in fill_packs(work, lambda item: len(item[1]), tokens_per_batch=engine.tokens_per_batch):
-            names, rows = zip(*part, strict=True)
-            pack = pack_rows(rows, device=base.device, adapters=None if whole else names)
-            embeddings = base.model.get_input_embeddings()
-            handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-            answer_nll(base, pack).sum().backward()  # type: ignore[no-untyped-call]
-            handle.remove()
+    embeddings = base.model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    try:
+        for work in rounds(jobs, engine.slots):
+            for part in fill_packs(work, lambda item: len(item[1]), tokens_per_batch=engine.tokens_per_batch):
+                names, rows = zip(*part, strict=True)
+                pack = pack_rows(rows, device=base.device, adapters=None if whole else names)
+                answer_nll(base, pack).sum().backward()  # type: ignore[no-untyped-call]
+    finally:
+        handle.remove()
+
+
+def rounds(jobs: Sequence[TrainJob], slots: int) -> Iterator[list[tuple[str, TokenRow]]]:
+    """Yield the rows that go together, as jobs take the slots one after the other."""
+    waiting, live = list(jobs), dict[int, tuple[TrainJob, int]]()
+    while waiting or live:
+        for slot in range(slots):
+            if slot not in live and waiting:
+                live[slot] = (waiting.pop(0), 0)
+        yield [(job.job_id, row) for _, (job, step) in sorted(live.items()) for row in update_rows(job, step)]
+        live = {slot: (job, step + 1) for slot, (job, step) in live.items() if step + 1 < job.total}
 
 
 @contextmanager
@@ -81,21 +98,54 @@ def merged_beneath(base: BaseModel, job: TrainJob) -> Iterator[None]:
             weight.data.copy_(before[name])
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a PEFT loop goes through an update."""
+
+    rows: int = 0
+    """Rows in a pass; 0: all of the update."""
+    whole: bool = False
+    """Logits of every position and the model's own loss over rows padded with a mask, as most code has it."""
+    packed: bool = False
+    """Over this package's forward pass."""
+    attention: str = "sdpa"
+    autocast: bool = True
+    """Let autocast choose the numbers where the base model is in bfloat16, instead of PEFT's casting up and down."""
+
+
+FORMS: Mapping[str, Form] = {
+    "plain": Form(rows=2, whole=True, autocast=False),
+    "rows": Form(rows=1),
+    "rows, eager": Form(rows=1, attention="eager"),
+    "sorted": Form(rows=4),
+    "whole update": Form(),
+    "packed": Form(packed=True),
+}
+"""Name of a PEFT loop, without "peft " -> its form."""
+
+
 class PeftLoop:
     """One PEFT model, its adapter started afresh for each user."""
 
     def __init__(self, base: BaseModel, config: TrainConfig, *, kind: str) -> None:
-        self.base, self.kind = base, kind
+        self.base, self.form = base, FORMS[kind]
         self.model = peft.get_peft_model(base.model, _lora(config), autocast_adapter_dtype=True)
         self.layers = {n: m for n, m in self.model.base_model.model.named_modules() if hasattr(m, "lora_A")}
+        self.attention = base.model.config._attn_implementation
+        base.model.set_attn_implementation(self.form.attention)
 
     def close(self) -> None:
         """Take the adapter out of the base model again."""
         self.model.unload()
+        self.base.model.set_attn_implementation(self.attention)
 
-    def __call__(self, jobs: Sequence[TrainJob]) -> Losses:
+    def __call__(self, jobs: Sequence[TrainJob]) -> Adapters:
         """Train every job."""
-        return {job.job_id: self._train(job) for job in jobs}
+        found = {}
+        for job in jobs:
+            self._train(job)
+            found[job.job_id] = self.adapter()
+        return found
 
     def start(self, job: TrainJob) -> list[Tensor]:
         """Put a job's initial values in place; return what is trained."""
@@ -106,50 +156,62 @@ class PeftLoop:
             layer.lora_B["default"].weight.data.zero_()
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def _train(self, job: TrainJob) -> float:
+    def adapter(self) -> Adapter:
+        """Return what was trained, as the engine returns it."""
+        return Adapter(
+            {
+                name: Factors(
+                    layer.lora_A["default"].weight.detach().clone(),
+                    layer.lora_B["default"].weight.detach() * layer.scaling["default"],
+                )
+                for name, layer in self.layers.items()
+            }
+        )
+
+    def _train(self, job: TrainJob) -> None:
         parameters = self.start(job)
         optimizer = torch.optim.AdamW(parameters, lr=job.config.lr, weight_decay=job.config.weight_decay)
-        loss = 0.0
         with merged_beneath(self.base, job):
             for step in range(job.total):
                 optimizer.param_groups[0]["lr"] = learning_rate(job.config, step=step, total=job.total)
                 optimizer.zero_grad()
-                loss = self._accumulate(update_rows(job, step))
+                self._accumulate(update_rows(job, step))
                 torch.nn.utils.clip_grad_norm_(parameters, job.config.clip_norm)
                 optimizer.step()
-        return loss
 
-    def _accumulate(self, rows: Sequence[TokenRow]) -> float:
+    def _accumulate(self, rows: Sequence[TokenRow]) -> None:
+        """Add up the gradient of the mean loss over the answer tokens of an update."""
         tokens = sum(len(row.answer) for row in rows)
-        if self.kind != "plain":
-            nll = (self._packed_nll(rows) if self.kind == "packed" else self._padded_nll(rows)) / tokens
-            nll.backward()  # type: ignore[no-untyped-call]
-            return float(nll.detach())
-        total = 0.0
-        for start in range(0, len(rows), 2):
-            batch = right_padded(rows[start : start + 2], self.base.pad_id)
-            loss = self.model(**batch).loss * (batch["labels"][:, 1:] != -100).sum() / tokens
-            loss.backward()
-            total += float(loss.detach())
-        return total
+        size = self.form.rows or len(rows)
+        order = rows if self.form.whole else sorted(rows, key=len)
+        for start in range(0, len(rows), size):
+            part = order[start : start + size]
+            with self._numbers():
+                loss = self._packed_nll(part) if self.form.packed else self._padded_nll(part)
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _numbers(self) -> Iterator[None]:
+        narrow = self.form.autocast and self.base.dtype == torch.bfloat16
+        with (
+            torch.autocast(self.base.device.type, torch.bfloat16, enabled=narrow),
+            peft.helpers.disable_input_dtype_casting(self.model, active=narrow),
+        ):
+            yield
 
     def _packed_nll(self, rows: Sequence[TokenRow]) -> Tensor:
         return answer_nll(self.base, pack_rows(rows, device=self.base.device)).sum()
 
     def _padded_nll(self, rows: Sequence[TokenRow]) -> Tensor:
-        batch = left_pad([row.prompt + row.answer for row in rows], pad_id=self.base.pad_id, device=self.base.device)
-        longest = max(len(row.answer) for row in rows)
-        logits = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            logits_to_keep=longest + 1,
-        ).logits[:, :-1]
-        targets = torch.full((len(rows), longest), -100)
-        for index, row in enumerate(rows):
-            targets[index, longest - len(row.answer) :] = torch.tensor(row.answer)
-        flat = logits.flatten(0, 1).float()
-        return torch.nn.functional.cross_entropy(flat, targets.flatten().to(flat.device), reduction="sum")
+        batch = right_padded(rows, self.base.pad_id, self.base.device)
+        if self.form.whole:
+            loss: Tensor = self.model(**batch).loss
+            return loss * (batch["labels"][:, 1:] != -100).sum()
+        # padding stands behind everything that is learned from, so that causal attention needs no mask
+        states = self.base.model.get_decoder()(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+        places, targets = (batch["labels"][:, 1:] != -100).nonzero(as_tuple=True), batch["labels"][:, 1:]
+        logits = self.base.model.get_output_embeddings()(states[places])
+        return torch.nn.functional.cross_entropy(logits.float(), targets[places], reduction="sum")
 
 
 def _lora(config: TrainConfig) -> peft.LoraConfig:
@@ -158,7 +220,7 @@ def _lora(config: TrainConfig) -> peft.LoraConfig:
     )
 
 
-def right_padded(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
+def right_padded(rows: Sequence[TokenRow], pad_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Return a batch as most code makes it: padded on the right, labels -100 where nothing is to be learned."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id)
@@ -167,7 +229,8 @@ def right_padded(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
         ids[index, : len(row)] = torch.tensor(row.prompt + row.answer)
         mask[index, : len(row)] = 1
         labels[index, len(row.prompt) : len(row)] = torch.tensor(row.answer)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 class HfTrainer:
@@ -181,14 +244,18 @@ class HfTrainer:
         """Take the adapter out of the base model again."""
         self.loop.close()
 
-    def __call__(self, jobs: Sequence[TrainJob]) -> Losses:
+    def __call__(self, jobs: Sequence[TrainJob]) -> Adapters:
         """Train every job."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("transformers").setLevel(logging.ERROR)
-            return {job.job_id: self._train(job, folder) for job in jobs}
+            found = {}
+            for job in jobs:
+                self._train(job, folder)
+                found[job.job_id] = self.loop.adapter()
+            return found
 
-    def _train(self, job: TrainJob, folder: str) -> float:
+    def _train(self, job: TrainJob, folder: str) -> None:
         parameters = self.loop.start(job)
         optimizer = torch.optim.AdamW(parameters, lr=job.config.lr, weight_decay=job.config.weight_decay)
         scale = partial(_share_of_peak, job)
@@ -198,8 +265,7 @@ class HfTrainer:
             gradient_accumulation_steps=max(1, job.config.batch_size // 2),
             num_train_epochs=1,
             max_grad_norm=job.config.clip_norm,
-            logging_strategy="steps",
-            logging_steps=1,
+            logging_strategy="no",
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -217,7 +283,6 @@ class HfTrainer:
         trainer.remove_callback(transformers.PrinterCallback)
         with merged_beneath(self.base, job):
             trainer.train()
-        return next(float(entry["loss"]) for entry in reversed(trainer.state.log_history) if "loss" in entry)
 
 
 def _share_of_peak(job: TrainJob, step: int) -> float:

@@ -181,7 +181,9 @@ def test_a_manifest_of_the_wrong_kind_is_refused(whole: Path, tmp_path: Path, te
         ("config", {"train": {"rank": "eight"}}),
         ("files", {}),
         ("task", "no-such-task"),
+        ("task", ["own"]),
         ("base", {}),
+        ("train_seconds", 10**400),
     ],
 )
 def test_a_manifest_that_does_not_fit_the_files_is_refused(
@@ -191,6 +193,13 @@ def test_a_manifest_that_does_not_fit_the_files_is_refused(
     edit_manifest(tmp_path, **{part: value})
     with pytest.raises(BankError, match="is damaged"):
         load_bank(tmp_path)
+
+
+def test_a_base_model_of_no_name_is_another_one(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    edit_manifest(tmp_path, base={"name": None, "fingerprint": 2.5})
+    with pytest.raises(BankError, match="trained on base model None"):
+        load_bank(tmp_path, base=tiny_base(torch.float32))
 
 
 def test_an_edited_manifest_is_noticed(whole: Path, tmp_path: Path) -> None:

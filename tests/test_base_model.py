@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mta.base_model import BaseModel, load_base_model, model_fingerprint, wrap_model
+from mta.base_model import BaseModel, load_base_model, load_base_shape, model_fingerprint, wrap_model
 from mta.config import ALL_LINEAR, PromptConfig
-from mta.errors import ConfigError, ModelError
+from mta.errors import ConfigError, ModelError, MtaError
 from mta.models import BASE_MODELS
 from mta.tensor_files import load_tensors
 from mta.tiny_model import byte_tokenizer, tiny_llama
+from permissions import permissions_count
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,47 @@ def test_a_damaged_folder_is_one_clear_error(folder: Path, tmp_path: Path, damag
     (tmp_path / damage).write_bytes((tmp_path / damage).read_bytes()[:50])
     with pytest.raises(ModelError, match="cannot load base model"):
         load_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("generation_config.json", {"eos_token_id": [1, "two"]}, r"ends answers with .*'two'"),
+        ("tokenizer_config.json", {"eos_token": None}, "no eos_token"),
+        ("config.json", {"hidden_size": -8}, "cannot load base model"),
+    ],
+)
+def test_settings_that_make_no_model_are_one_clear_error(
+    folder: Path, tmp_path: Path, name: str, changes: dict[str, object], said: str
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**values, **changes}))
+    with pytest.raises(ModelError, match=said):
+        load_base_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": -32}, {"hidden_act": None}])
+def test_an_architecture_that_cannot_be_is_one_clear_error(
+    folder: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises(ModelError, match="cannot load base model"):
+        load_base_shape(str(tmp_path), device="cpu")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    shutil.copytree(folder, locked / "mine")
+    for mode in (0o000, 0o600, 0o100):
+        locked.chmod(mode)
+        try:
+            with permissions_count(), pytest.raises(MtaError, match=r"Permission denied|no base model"):
+                load_base_model(str(locked if mode == 0o100 else locked / "mine"))
+        finally:
+            locked.chmod(0o700)
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: Path) -> None:

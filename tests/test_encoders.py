@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -31,10 +32,11 @@ from mta.encoders import (
     load_encoder,
     masked_mean,
 )
-from mta.errors import ConfigError, DataError, ModelError
+from mta.errors import ConfigError, DataError, ModelError, MtaError
 from mta.files import write_json
 from mta.records import HistoryItem, User
 from mta.vector_cache import VectorCache, vector_key
+from permissions import permissions_count
 
 CPU = torch.device("cpu")
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "far", "home", "old", "new")
@@ -283,6 +285,27 @@ def test_damaged_weights_are_a_model_error(own: Path) -> None:
     weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(ModelError, match="does not load"):
+        load_encoder(str(own), device=CPU)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o100, 0o400])
+def test_a_folder_that_may_not_be_read_is_named(own: Path, mode: int) -> None:
+    for locked in (own, own.parent)[: 1 if mode == 0o100 else 2]:  # what is below may be read with that one
+        locked.chmod(mode)
+        try:
+            with (
+                permissions_count(),
+                pytest.raises(MtaError, match=r"Permission denied|no \*\.safetensors|does not load"),
+            ):
+                load_encoder(str(own), device=CPU)
+        finally:
+            locked.chmod(0o700)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "/etc", "a\0b", "\ud800", 5, None])
+def test_modules_that_lead_nowhere_are_an_error_of_ours(own: Path, path: object) -> None:
+    (own / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": path}]))
+    with pytest.raises(MtaError):
         load_encoder(str(own), device=CPU)
 
 

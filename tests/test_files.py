@@ -19,6 +19,7 @@ from mta.files import (
     atomic_path,
     expand_home,
     folder_if_used,
+    is_there,
     make_folder,
     read_json,
     read_jsonl,
@@ -149,6 +150,26 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with permissions_count(), pytest.raises(StorageError, match="Permission denied"):
         write_text(tmp_path / "a.txt", "x")
+
+
+def test_a_place_that_may_not_be_looked_at_is_neither_there_nor_not(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    assert is_there(locked)
+    assert not is_there(locked / "none")
+    assert not is_there(tmp_path / "none" / "none")
+    with pytest.raises(StorageError, match="File name too long"):
+        is_there(tmp_path / ("x" * 300))
+    locked.chmod(0o000)
+    try:
+        with permissions_count():
+            for attempt in (is_there, make_folder, lambda path: write_text(path, "x"), read_text, sha256_file):
+                with pytest.raises(StorageError, match=f"{locked / 'a'}: Permission denied"):
+                    attempt(locked / "a")
+            with pytest.raises(StorageError, match="Permission denied"), folder_if_used(locked / "a"):
+                pass
+    finally:
+        locked.chmod(0o700)
 
 
 def test_home_folders_are_found_and_nobodys_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_any_number_of_anchors_up_to_the_whole_bank(base, bank, tmp_path, top_k:
     assert made(merged.users["ann"]).rank == 2 * top_k
 
 
-def test_a_match_is_the_same_to_the_last_bit_in_any_company(base, tmp_path) -> None:
+def test_a_match_is_the_same_to_the_last_bit_in_any_company(base, tmp_path, monkeypatch) -> None:
     """The weights decide which stored adapters fit; a rounding error would train everybody again."""
     bank = invented_bank(tmp_path / "bank", base=base, anchors=7)
     users = [person(f"user {number}", items=2 + number % 5, topic=number) for number in range(20)]
@@ -213,6 +213,8 @@ def test_a_match_is_the_same_to_the_last_bit_in_any_company(base, tmp_path) -> N
     together = match_users(users, have)
     for size in (1, 2, 3, 7, 19):
         assert all(match == together[name] for name, match in match_users(users[:size], have).items())
+    monkeypatch.setattr("mta.merging.BLOCK_VALUES", 1)  # blocks of 16 users
+    assert match_users(users, have) == together
 
 
 def test_a_new_user_trains_alone(base, bank, tmp_path) -> None:

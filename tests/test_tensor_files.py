@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from mta.config import QUERY_VALUE
 from mta.errors import AdapterError, StorageError
 from mta.lora.adapter import Adapter, Factors, adapter_from_tensors
 from mta.tensor_files import count_values, load_tensors, save_tensors, tensors_checksum
+from permissions import permissions_count
 from small_world import flip_bit
 
 KINDS = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int64, torch.bool]
@@ -121,10 +126,63 @@ def test_pickles_are_refused_without_being_opened(tmp_path: Path, name: str) -> 
         load_tensors(tmp_path / name)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(StorageError, match=str(path)):
-            load_tensors(path)
+READERS: list[Callable[[Path], Any]] = [load_tensors, count_values]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_files_that_cannot_be_read_are_named_with_the_true_reason(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    path = tmp_path / "deep" / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(2)})
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    for unreadable, reason in (
+        (tmp_path / "none", "No such file"),
+        (tmp_path / "dangling", "No such file"),
+        (path / "below", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path, "Is a directory.* give the file in it"),
+        (tmp_path / "pipe", "no regular file"),
+    ):
+        with pytest.raises(StorageError, match=f"cannot read {unreadable}: .*{reason}"):
+            read(unreadable)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("locked", ["a.safetensors", "."])
+def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(
+    tmp_path: Path, read: Callable[[Path], Any], locked: str
+) -> None:
+    path = tmp_path / "deep" / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(2)})
+    place = path.parent / locked
+    before = place.stat().st_mode
+    place.chmod(0o000)
+    try:
+        with permissions_count(), pytest.raises(StorageError, match=f"cannot read {path}: Permission denied"):
+            read(path)
+    finally:
+        place.chmod(before)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_an_error_of_the_system_while_a_file_is_open_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.ones(2)})
+    monkeypatch.setattr("mta.tensor_files.safe_open", broken)
+    with pytest.raises(StorageError, match=f"cannot read {path}: Input/output error"):
+        read(path)
+
+
+def test_a_shape_that_no_tensor_can_have_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(AdapterError, match="header is not readable"):
+        load_tensors(tmp_path / "a.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +221,13 @@ def test_an_adapter_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Pat
     with pytest.raises(AdapterError, match=r"q\.A holds NaN"):
         save_adapter(tmp_path / "a.safetensors", bad, base=base, note={})
     assert not (tmp_path / "a.safetensors").exists()
-    save_tensors(tmp_path / "a.safetensors", dict(bad.tensors()))
-    with pytest.raises(AdapterError, match=r"q\.A holds NaN"):
-        load_adapter(tmp_path / "a.safetensors")
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        save_tensors(tmp_path / "a.safetensors", {name: tensor.to(dtype) for name, tensor in bad.tensors()})
+        with pytest.raises(AdapterError, match=r"q\.A holds NaN"):
+            load_adapter(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("note", ["", "{", "[]", "7"])
+@pytest.mark.parametrize("note", ["", "{", "[]", "7", "[" * 100_000, "1" * 5000])
 def test_a_note_that_is_no_object_is_refused(tmp_path: Path, note: str) -> None:
     tensors = {"q.A": torch.ones(1, 2), "q.B": torch.ones(2, 1)}
     save_tensors(tmp_path / "a.safetensors", tensors, metadata={"note": note})

@@ -173,6 +173,46 @@ def test_without_a_checkpoint_a_cut_run_starts_over_and_ends_the_same(base, tmp_
     assert watch.rounds == rounds
 
 
+def counts(report: TrainProgress) -> tuple[int, ...]:
+    return report.updates, report.total_updates, report.finished, report.jobs, report.tokens
+
+
+def test_progress_goes_on_where_it_was_and_counts_finished_jobs_whole(base, tmp_path) -> None:
+    """Who stops early has made all of her updates, as far as the bar is concerned."""
+    jobs, watch = four_jobs(base), Watch()
+    done = train_and_store(base, jobs, tmp_path / "whole", engine=NEVER, on_progress=watch)
+    assert done.adapters["dora"].note.updates < jobs[3].total
+    whole = [counts(report) for report in watch.reports]
+    assert whole == sorted(whole)
+    total, tokens = sum(job.total for job in jobs), sum(one.note.tokens for one in done.adapters.values())
+    assert whole[0][:4] == (2, total, 0, 4)
+    assert whole[-1] == (total, total, 4, 4, tokens)
+    for cut in (2, 5, 9):
+        interrupted(base, jobs, tmp_path / str(cut), rounds=cut)
+        after = Watch()
+        train_and_store(base, jobs, tmp_path / str(cut), engine=OFTEN, on_progress=after)
+        assert [counts(report) for report in after.reports] == whole[cut - 1 :]
+
+
+def test_a_round_does_not_look_at_all_jobs(base, monkeypatch) -> None:
+    """With many users most are waiting or done, and there are as many rounds as users."""
+    asked, total = 0, TrainJob.total.fget
+
+    def counting(job: TrainJob) -> int:
+        nonlocal asked
+        asked += 1
+        return total(job)
+
+    monkeypatch.setattr(TrainJob, "total", property(counting))
+    found = []
+    for users in (6, 12):
+        asked = 0
+        jobs = [TrainJob(f"user {n}", random_rows(n, 2), replace(CONFIG, epochs=1)) for n in range(users)]
+        assert len(list(train(base, jobs, engine=OFTEN, on_progress=Watch()))) == users
+        found.append(asked)
+    assert found[1] == 2 * found[0] > 0
+
+
 def test_wall_time_of_cut_calls_is_counted(base, tmp_path) -> None:
     interrupted(base, four_jobs(base), tmp_path, rounds=4)
     watch = Watch()

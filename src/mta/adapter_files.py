@@ -71,7 +71,7 @@ def load_trained(path: Path, *, base: BaseModel | None = None) -> tuple[dict[str
 def _note(text: str, path: Path) -> dict[str, Any]:
     try:
         note = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):
         raise AdapterError(

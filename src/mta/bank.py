@@ -268,7 +268,7 @@ def load_bank(folder: Path | str, *, base: BaseModel | None = None) -> Bank:
         bank = _from_manifest(folder, manifest)
     except BankError:
         raise
-    except (KeyError, TypeError, ValueError, MtaError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MtaError) as error:
         raise BankError(f"the bank {folder} is damaged: {error}; build it again, or restore it from a copy") from error
     if base is not None:
         bank.check_base(base)
@@ -299,7 +299,7 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         task=get_task(manifest["task"]),
         config=from_dict(BankConfig, manifest["config"]),
         base_name=manifest["base"]["name"],
-        base_fingerprint=manifest["base"]["fingerprint"],
+        base_fingerprint=str(manifest["base"]["fingerprint"]),
         anchors=anchors,
         adapters=adapters,
         vectors=vectors,

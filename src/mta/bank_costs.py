@@ -12,15 +12,18 @@ from dataclasses import dataclass
 
 from mta.bank_plan import BankPlan
 from mta.base_model import BaseModel
-from mta.config import EngineConfig
+from mta.config import EngineConfig, TrainConfig
+from mta.errors import DataError
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.memory import BYTES_PER_VALUE, TrainingMemory, size_text, training_memory
 from mta.runtime import free_bytes, rss_bytes
+from mta.training_plan import TrainJob
+from mta.user_rows import user_rows
 
 
 @dataclass(frozen=True, slots=True)
 class BankCosts:
-    """What the training of a bank would be and take."""
+    """What the training of a bank would be and take, that of a population adapter beneath its anchors included."""
 
     asked: int
     """Anchors asked for."""
@@ -28,13 +31,14 @@ class BankCosts:
     """Anchors that would be trained."""
     examples: int
     updates: int
-    """Of all anchors together, unless some stop early."""
+    """Of all adapters together, unless some stop early."""
     longest_row: int
     """Tokens of the longest training example."""
     file_bytes: int
-    """Of the anchors' adapters on disk."""
+    """Of the adapters on disk."""
     device: str
     memory: TrainingMemory
+    """At the peak: of the anchors or of the population adapter, which are trained one after the other."""
     process_bytes: int
     """What the process holds besides, now: libraries and encoders."""
     free_bytes: int
@@ -69,18 +73,44 @@ def bank_costs(shape: BaseModel, plan: BankPlan, *, engine: EngineConfig) -> Ban
     Raises:
         DataError: no anchor has a training example.
     """
-    rank = plan.config.population_train.rank if plan.config.population_beneath else 0
-    jobs = plan.jobs(beneath=Recipe("planned", rank, lambda: AdapterSum(())) if rank else None)
-    shapes = shape.shapes(plan.config.train.target_modules).values()
+    anchors = plan.jobs(beneath=_planned_beneath(plan))
+    trainings = [[population_job(shape, plan)], anchors] if plan.config.population_beneath else [anchors]
+    jobs = [job for training in trainings for job in training]
     return BankCosts(
         asked=plan.asked,
-        anchors=len(jobs),
+        anchors=len(anchors),
         examples=sum(len(job.rows) for job in jobs),
         updates=sum(job.total for job in jobs),
         longest_row=max(len(row) for job in jobs for row in job.rows),
-        file_bytes=BYTES_PER_VALUE * len(jobs) * sum(plan.config.train.rank * (a + b) for a, b in shapes),
+        file_bytes=sum(_adapter_bytes(shape, job.config) for job in jobs),
         device=shape.device.type,
-        memory=training_memory(shape, jobs, engine=engine),
+        memory=max((training_memory(shape, one, engine=engine) for one in trainings), key=lambda one: one.total),
         process_bytes=rss_bytes(),
         free_bytes=free_bytes(shape.device),
     )
+
+
+def population_job(shape: BaseModel, plan: BankPlan) -> TrainJob:
+    """Return the training of the adapter beneath all anchors: everybody's examples together.
+
+    Raises:
+        DataError: nobody has an example.
+    """
+    train, prompts = plan.config.population_train, plan.config.prompts
+    made = [user_rows(shape.tokens, plan.task, user, train=train, prompts=prompts) for user in plan.pool]
+    rows = tuple(row for one in made for row in one.rows)
+    if not rows:
+        raise DataError(f"none of the {len(plan.pool)} pool users has an example for the population adapter")
+    return TrainJob("population", rows, train, held_out=tuple(row for one in made for row in one.held_out))
+
+
+def _planned_beneath(plan: BankPlan) -> Recipe | None:
+    """Return what will lie beneath the anchors, of which only the rank is known."""
+    if not plan.config.population_beneath:
+        return None
+    return Recipe("planned", plan.config.population_train.rank, lambda: AdapterSum(()))
+
+
+def _adapter_bytes(shape: BaseModel, train: TrainConfig) -> int:
+    shapes = shape.shapes(train.target_modules).values()
+    return BYTES_PER_VALUE * train.rank * sum(d_out + d_in for d_out, d_in in shapes)

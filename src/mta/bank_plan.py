@@ -49,6 +49,9 @@ class BankPlan:
     dropped: tuple[DroppedCluster, ...]
     """Clusters that give no anchor."""
     config: BankConfig
+    pool: tuple[User, ...]
+    """Users that the bank may learn from; who is set aside as a judge is not among them."""
+    task: Task
 
     @property
     def cut_rows(self) -> int:
@@ -113,7 +116,7 @@ def plan_bank(
         )
         for anchor in selection.anchors
     )
-    return BankPlan(selection.asked, anchors, selection.dropped, config)
+    return BankPlan(selection.asked, anchors, selection.dropped, config, tuple(pool), task)
 
 
 def _select(

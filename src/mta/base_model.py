@@ -24,7 +24,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from mta.errors import ModelError
-from mta.files import PICKLE_SUFFIXES, expand_home, make_folder, sha256_file, sha256_json, storage_errors
+from mta.files import PICKLE_SUFFIXES, expand_home, is_there, make_folder, sha256_file, sha256_json, storage_errors
 from mta.lora.attach import linear_shapes
 from mta.models import BASE_MODELS, ModelName, find_package_file, join_package_parts
 from mta.prompt_tokens import PromptTokenizer
@@ -117,7 +117,7 @@ def base_shape(config: Any, tokenizer: Any, *, name: str, device: torch.device, 
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    with FakeTensorMode(), torch.device(device):
+    with _loading(name), FakeTensorMode(), torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.requires_grad_(False)
     model.eval()
@@ -128,7 +128,7 @@ def wrap_model(model: nn.Module, tokenizer: Any, *, name: str) -> BaseModel:
     """Make a BaseModel of a loaded decoder and tokenizer; freezes the model in place.
 
     Raises:
-        ModelError: users could not share its batches.
+        ModelError: users could not share its batches, or nothing says with which token an answer ends.
     """
     model.requires_grad_(False)
     model.eval()
@@ -147,6 +147,10 @@ def _make_greedy(model: Any, tokens: PromptTokenizer) -> None:
     """Drop the model's own taste in generation (sampling, penalties), not the tokens it was taught to end with."""
     own = model.generation_config.eos_token_id
     ends = {tokens.end_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not all(isinstance(end, int) for end in ends):
+        raise ModelError(
+            f"generation_config.json ends answers with {own!r}; wanted ids of tokens - fetch the model again"
+        )
     model.generation_config = GenerationConfig(do_sample=False, num_beams=1, eos_token_id=sorted(ends))
 
 
@@ -167,11 +171,12 @@ def _source(name: str) -> str:
 
 def _path_or_hub_id(name: str) -> str:
     path = expand_home(name)
-    if path.suffix == ".gguf" and path.is_file():
+    found = bool(name) and is_there(path)
+    if found and path.suffix == ".gguf" and path.is_file():
         return str(_converted(path, sha256_file(path)))
     if path.suffix in PICKLE_SUFFIXES:
         raise ModelError(f"{name} is a pickle file, which can run code when it is opened; {_SAFETENSORS_WAY_OUT}")
-    if name and path.is_dir():
+    if found and path.is_dir():
         _check_folder(path)
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -186,7 +191,8 @@ _SAFETENSORS_WAY_OUT = (
 
 
 def _check_folder(path: Path) -> None:
-    names = [entry.name for entry in path.iterdir()]
+    with storage_errors(path, "read"):
+        names = [entry.name for entry in path.iterdir()]
     if any(name.endswith(".safetensors") for name in names):
         return
     if any(name.endswith(PICKLE_SUFFIXES) for name in names):

@@ -24,7 +24,7 @@ from torch import Tensor
 from mta.characters import whole_characters
 from mta.encoder_files import encoder_fingerprint, require_safe_weights, require_tokenizer_parser
 from mta.errors import ConfigError, DataError, ModelError
-from mta.files import sha256_json
+from mta.files import sha256_json, storage_errors
 from mta.hub import model_folder
 from mta.models import BASE_MODELS, ENCODERS, find_package_file
 from mta.records import HistoryItem, User
@@ -196,8 +196,9 @@ def encoder_from_folder(folder: Path, *, name: str, device: torch.device) -> Enc
     Raises:
         ModelError: it has no safetensors weights, or does not load.
     """
-    load = _load_sentence_encoder if (folder / "modules.json").is_file() else _load_masked_mean_encoder
-    require_safe_weights(folder, name)
+    with storage_errors(folder, "read"):
+        load = _load_sentence_encoder if (folder / "modules.json").is_file() else _load_masked_mean_encoder
+        require_safe_weights(folder, name)
     try:
         with quiet_loading():
             return load(folder, name, device)

@@ -72,6 +72,16 @@ def _remedy(error: OSError, doing: str) -> str:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Say whether there is anything at `path`.
+
+    Raises:
+        StorageError: it cannot be told, for example because a folder above it may not be searched.
+    """
+    with storage_errors(path, "read"):
+        return path.exists()
+
+
 def expand_home(text: str) -> Path:
     """Return a path in which a leading "~" or "~name" is that home folder; where nobody has that name it stays."""
     return Path(os.path.expanduser(text))  # Path.expanduser raises a RuntimeError there
@@ -80,7 +90,7 @@ def expand_home(text: str) -> Path:
 @contextmanager
 def folder_if_used(path: Path) -> Iterator[None]:
     """Create the folder `path`; if the block raises and nothing was put into a new one, take it away again."""
-    existed = path.exists()
+    existed = is_there(path)
     make_folder(path)
     try:
         yield
@@ -109,7 +119,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         StorageError: it cannot be written, or `path` is there and no regular file (a folder, a pipe, a device).
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if is_there(path) and not path.is_file():
         raise StorageError(f"cannot write {path}: it is no regular file; name a file, or one that is not there yet")
     make_folder(path.parent)
     with storage_errors(path, "write"):
@@ -168,6 +178,11 @@ def sealed(content: Mapping[str, Any], *, key: str = SEAL) -> dict[str, Any]:
 def seal_holds(found: Any, *, key: str = SEAL) -> bool:
     """Say whether a value read back is a sealed object, and as it was sealed."""
     return isinstance(found, dict) and found.get(key) == sealed(found, key=key)[key]
+
+
+def seal_broken(found: Any) -> bool:
+    """Say whether a value read back has a checksum that does not hold; files of earlier versions have none."""
+    return isinstance(found, dict) and SEAL in found and not seal_holds(found)
 
 
 def write_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mta.errors import ModelError
-from mta.files import PICKLE_SUFFIXES, expand_home
+from mta.files import PICKLE_SUFFIXES, expand_home, is_there
 from mta.runtime import is_offline, quiet_loading
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -37,10 +37,11 @@ def model_folder(name: str, *, known: Iterable[str] = ()) -> Path:
         ModelError: there is no such folder or repository, it cannot be reached, or it has no safetensors weights.
     """
     path = expand_home(name)
-    if name and path.is_dir():
+    found = bool(name) and is_there(path)
+    if found and path.is_dir():
         return path
     short = f"a short name ({', '.join(sorted(known))}), " if known else ""
-    if name and path.exists():
+    if found:
         raise ModelError(f"{name} is a file; give the folder it is in")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or name.startswith((".", "/", "~")):
         raise ModelError(

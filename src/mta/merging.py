@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from mta.seeds import stable_seed
 
 SIDE_BY_SIDE = 16
 """Users in one product of similarities."""
+BLOCK_VALUES = 4_000_000
+"""Similarities held at once, of as many users as that makes; 32 MB, and twice that where the nearest are picked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,49 @@ def similarity_weights(similarities: Tensor) -> Tensor:
     total = positive.sum(dim=-1, keepdim=True)
     uniform = torch.full_like(positive, 1 / positive.shape[-1])
     return torch.where(total > 0, positive / total, uniform)
+
+
+class Choose(Protocol):
+    """A way to pick anchors: `match_anchors`, or `random_anchors`."""
+
+    def __call__(
+        self, user_ids: Sequence[str], similarities: Tensor, anchor_ids: Sequence[str], *, top_k: int
+    ) -> list[Match]:
+        """Pick each user's `top_k` anchors and weigh them."""
+
+
+def match_in_blocks(
+    user_ids: Sequence[str],
+    users: Tensor,
+    anchor_ids: Sequence[str],
+    anchors: Tensor,
+    *,
+    choose: Choose,
+    top_k: int,
+) -> list[Match]:
+    """Compare users with anchors and pick each user's, so many users at a time as memory bears.
+
+    All similarities of 10^6 users to 10^3 anchors would be 8 GB. What a user gets does not depend on the block.
+
+    Args:
+        user_ids: U ids.
+        users: (U, D) retrieval vectors.
+        anchor_ids: M ids, in the order of `anchors`.
+        anchors: (M, D) retrieval vectors from the same encoder.
+        choose: picks anchors by the similarities of a block.
+        top_k: anchors per user (K).
+
+    Raises:
+        ConfigError: K is larger than the bank, or the vectors are of different encoders.
+    """
+    if len(user_ids) != len(users):
+        raise ValueError(f"{len(user_ids)} user ids for {len(users)} vectors; wanted one each")
+    size = SIDE_BY_SIDE * max(1, BLOCK_VALUES // (SIDE_BY_SIDE * max(1, len(anchors))))
+    found: list[Match] = []
+    for start in range(0, len(user_ids) or 1, size):  # nobody is a block too: what is wrong with a bank is said
+        names, part = user_ids[start : start + size], users[start : start + size]
+        found += choose(names, cosine_similarity(part, anchors), anchor_ids, top_k=top_k)
+    return found
 
 
 def match_anchors(
@@ -195,9 +241,9 @@ def reweigh(match: Match, config: MergeConfig) -> Match:
     Raises:
         ConfigError: "inverted" weights of other than two anchors.
     """
-    similarities = torch.tensor(match.similarities, dtype=torch.float64)
     if config.weights in ("similarity", *BY_HISTORY):
         return match
+    similarities = torch.tensor(match.similarities, dtype=torch.float64)
     check_weights(config, top_k=len(match.weights))
     if config.weights == "inverted":
         return replace(match, weights=match.weights[::-1])

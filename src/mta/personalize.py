@@ -32,7 +32,7 @@ from mta.files import sha256_json
 from mta.generation import Request, generate
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.stacked import OverlayRecipe
-from mta.merging import Match, cosine_similarity, match_anchors, random_anchors, reweigh
+from mta.merging import Match, match_anchors, match_in_blocks, random_anchors, reweigh
 from mta.presets import default_preset, find_preset
 from mta.progress import Progress, silent
 from mta.prompting import render
@@ -318,11 +318,15 @@ def match_to_bank(
             cache=cache,
             on_progress=step,
         )
-    similarities = cosine_similarity(vectors, bank.active_vectors)
-    names = [user.user_id for user in users]
     draw = partial(random_anchors, seed=bank.config.anchors.seed)
-    choose = draw if match.anchors == "random" else match_anchors
-    matches = choose(names, similarities, bank.anchor_ids, top_k=match.top_k)
+    matches = match_in_blocks(
+        [user.user_id for user in users],
+        vectors,
+        bank.anchor_ids,
+        bank.active_vectors,
+        choose=draw if match.anchors == "random" else match_anchors,
+        top_k=match.top_k,
+    )
     return {found.user_id: found for found in matches}
 
 

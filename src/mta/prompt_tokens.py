@@ -13,7 +13,7 @@ from typing import Any
 
 from mta.characters import whole_characters
 from mta.config import PromptConfig
-from mta.errors import ConfigError, DataError
+from mta.errors import ConfigError, DataError, ModelError
 from mta.files import sha256_json
 from mta.packing import TokenRow
 from mta.records import Prompt
@@ -97,8 +97,17 @@ class PromptTokenizer:
 
     @property
     def end_id(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends an answer.
+
+        Raises:
+            ModelError: the tokenizer has none.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise ModelError(
+                "the tokenizer has no eos_token, so no answer would end; name one in tokenizer_config.json"
+            )
+        return int(end)
 
     def decode(self, ids: list[int]) -> str:
         """Turn generated ids into text, without special tokens."""

@@ -168,6 +168,19 @@ def out_of_memory(what: str) -> ModelError:
     )
 
 
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Turn running out of a GPU's memory inside the block into an error that says for what.
+
+    Raises:
+        ModelError: it did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(what) from error
+
+
 def release_memory() -> None:
     """Hand the GPU memory that nothing uses back, so that larger or smaller pieces fit into it."""
     if torch.cuda.is_available():

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,19 +48,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} is a pickle file, which can run code when it is opened; convert it to safetensors on a machine "
             "you trust"
         )
-    with storage_errors(path, "read"):
-        if not path.is_file():
-            raise FileNotFoundError(2, "no such file", str(path))
-    try:
-        with safe_open(str(path), framework="pt") as stream:
-            metadata = dict(stream.metadata() or {})
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{path} is not a readable safetensors file ({error}); it may be cut off - make it again"
-        ) from error
-    except ValueError as error:  # a header that is no UTF-8
-        raise AdapterError(f"{path} is damaged: its header is not readable ({error}); make it again") from error
+    with _opened(path) as stream:
+        metadata = dict(stream.metadata() or {})
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     wanted = metadata.pop(CHECKSUM, None)
     if wanted is not None and _file_checksum(tensors, metadata) != wanted:
         raise AdapterError(f"{path} is damaged: its contents do not match its checksum; make it again")
@@ -72,13 +64,32 @@ def count_values(path: Path) -> int:
         StorageError: the file is missing or not readable.
         AdapterError: it is not safetensors.
     """
-    with storage_errors(path, "read"), path.open("rb"):
-        pass
+    with _opened(path) as stream:
+        return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; whatever goes wrong until it is closed is an error of this package."""
+    _require_readable(path)
     try:
-        with safe_open(str(path), framework="pt") as stream:
-            return sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118
+        with storage_errors(path, "read"), safe_open(str(path), framework="pt") as stream:
+            yield stream
     except SafetensorError as error:
-        raise AdapterError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+        raise AdapterError(
+            f"{path} is not a readable safetensors file ({error}); it may be cut off - make it again"
+        ) from error
+    except (TypeError, ValueError) as error:  # a header that is no UTF-8, a shape torch cannot have
+        raise AdapterError(f"{path} is damaged: its header is not readable ({error}); make it again") from error
+
+
+def _require_readable(path: Path) -> None:
+    """Say why a file cannot be read; `safe_open` would say of each that it is not there."""
+    with storage_errors(path, "read"):
+        if path.exists() and not path.is_file() and not path.is_dir():  # to open a pipe would wait for its writer
+            raise StorageError(f"cannot read {path}: it is no regular file; name a file")
+        with path.open("rb"):
+            pass
 
 
 def _file_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -38,7 +38,7 @@ from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.lora.stacked import TrainableStack
 from mta.memory import fit_passes
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import hand_back_memory, out_of_memory, release_memory
+from mta.runtime import hand_back_memory, out_of_memory, release_memory, room_for
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 from mta.transfer import send
@@ -129,7 +129,8 @@ def train(
     _check(jobs)
     dtype = dtype or torch.promote_types(base.dtype, torch.float32)
     engine = fit_passes(base, jobs, engine)
-    run = _Engine(base, jobs, engine, dtype)
+    with room_for(f"{min(engine.slots, len(jobs))} adapters in training (fewer slots need less)"):
+        run = _Engine(base, jobs, engine, dtype)
     fingerprint = sha256_json([jobs_fingerprint(jobs, engine.slots), base.fingerprint, str(base.dtype), str(dtype)])
     if checkpoint is not None and (state := load_state(checkpoint, fingerprint)) is not None:
         run.restore(state)
@@ -190,6 +191,8 @@ class _Engine:
         self.live: dict[int, _Live] = {}
         self.next_job = 0
         self.finished: list[str] = []
+        self.total = sum(job.total for job in self.jobs)
+        self.finished_total = 0
         self.tokens = 0
         self.seconds_before, self.started = 0.0, time.monotonic()
 
@@ -254,7 +257,8 @@ class _Engine:
             updates.append(SlotUpdate(live.slot, rate, live.job.config))
             live.state.losses.append(losses[live.slot])
             live.state.step += 1
-        return self.optimizer.step(updates)
+        with room_for(f"an update of {len(updates)} adapters"):
+            return self.optimizer.step(updates)
 
     def _run(
         self, work: Sequence[tuple[_Live, TokenRow]], *, weights: dict[int, int] | None
@@ -292,7 +296,8 @@ class _Engine:
                     (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
                 found.append(nll.detach())
                 del nll
-                hand_back_memory()
+                if self.base.device.type == "cpu":
+                    hand_back_memory()
         values = torch.cat(found).tolist() if found else []  # the host waits for a GPU here only
         return [(live, value) for (live, _), value in zip(work, values, strict=True)]
 
@@ -325,15 +330,13 @@ class _Engine:
         self.optimizer.reset(live.slot)
         del self.live[live.slot]
         self.finished.append(live.job.job_id)
+        self.finished_total += live.job.total
         return trained
 
     def progress(self) -> TrainProgress:
         """Return how far this call is."""
-        totals = {job.job_id: job.total for job in self.jobs}
-        done = sum(totals[name] for name in self.finished) + sum(live.state.step for live in self.live.values())
-        return TrainProgress(
-            done, sum(totals.values()), len(self.finished), len(self.jobs), self.tokens, self.seconds()
-        )
+        done = self.finished_total + sum(live.state.step for live in self.live.values())
+        return TrainProgress(done, self.total, len(self.finished), len(self.jobs), self.tokens, self.seconds())
 
     def seconds(self) -> float:
         """Return the wall time of this call and of those it continues."""
@@ -358,6 +361,7 @@ class _Engine:
         """Put an interrupted call's slots back as they were."""
         jobs = {job.job_id: job for job in self.jobs}
         self.next_job, self.finished, self.tokens = state.next_job, list(state.finished), state.tokens
+        self.finished_total = sum(jobs[name].total for name in self.finished)
         self.seconds_before = state.seconds
         for index, (slot, (job_id, slot_state)) in enumerate(sorted(state.slots.items())):
             self._prepare(_Live(jobs[job_id], slot, slot_state))

@@ -8,6 +8,7 @@ an unbroken run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mta.adapter_files import load_adapter, load_trained, save_trained
 from mta.base_model import BaseModel
 from mta.config import EngineConfig
 from mta.errors import DataError, MtaError
-from mta.files import read_json, safe_name, sha256_json, write_json
+from mta.files import read_json, safe_name, seal_broken, sealed, sha256_json, write_json
 from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter, AdapterSum, Recipe, as_sum
 from mta.lora.core import own_part
@@ -164,7 +165,7 @@ def _planned(
         ):
             return again
     fingerprint = jobs_fingerprint(missing, engine.slots)
-    write_json(folder / PLAN, {"jobs": [job.job_id for job in missing], "fingerprint": fingerprint})
+    write_json(folder / PLAN, sealed({"jobs": [job.job_id for job in missing], "fingerprint": fingerprint}))
     return missing
 
 
@@ -178,10 +179,14 @@ def _read_if_sound(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return read_json(path)
+        found = read_json(path)
     except DataError as error:
         log.warning("going on without %s: %s", path.name, error)
         return None
+    if seal_broken(found):
+        log.warning("going on without %s: it is damaged or was edited, its checksum differs", path)
+        return None
+    return found
 
 
 def adapter_path(folder: Path, job_id: str) -> Path:
@@ -232,7 +237,7 @@ def _add_timing(folder: Path, notes: Sequence[TrainNote], seconds: float) -> Non
     shares = {
         note.job_id: {"fingerprint": note.fingerprint, "seconds": seconds * note.tokens / tokens} for note in notes
     }
-    write_json(folder / TIMING, {"jobs": _timing(folder) | shares})
+    write_json(folder / TIMING, sealed({"jobs": _timing(folder) | shares}))
 
 
 def _seconds(folder: Path, notes: Sequence[TrainNote]) -> float:
@@ -258,6 +263,9 @@ def without_time(folder: Path, job_ids: Iterable[str], base: BaseModel) -> list[
 def _timing(folder: Path) -> dict[str, dict[str, Any]]:
     timing = _read_if_sound(folder / TIMING)
     jobs = timing.get("jobs") if isinstance(timing, dict) else None
-    wanted = {"fingerprint", "seconds"}
     found = jobs.items() if isinstance(jobs, dict) else ()
-    return {name: one for name, one in found if isinstance(one, dict) and wanted <= one.keys()}
+    return {name: one for name, one in found if isinstance(one, dict) and _is_time(one.get("seconds"))}
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
 import time
 import zlib
@@ -29,6 +30,8 @@ from torch import Tensor
 from mta.errors import StorageError
 from mta.files import make_folder
 from mta.runtime import cache_folder
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
 KEYS_PER_QUERY = 500
@@ -47,7 +50,7 @@ class VectorCache:
     path: Path
 
     def read(self, keys: Sequence[bytes], *, dimensions: int) -> dict[bytes, Tensor]:
-        """Return the vectors that are there and whole; the rest is simply absent from the result.
+        """Return the vectors that are there and whole; the rest is absent from the result (damage is said in the log).
 
         Args:
             keys: keys from `vector_key`.
@@ -60,6 +63,7 @@ class VectorCache:
             StorageError: the file cannot be opened or is not a cache file.
         """
         found: dict[bytes, Tensor] = {}
+        damaged = 0
         with self._connection() as connection:
             for start in range(0, len(keys), KEYS_PER_QUERY):
                 part = keys[start : start + KEYS_PER_QUERY]
@@ -68,6 +72,10 @@ class VectorCache:
                 for key, crc, blob in connection.execute(query, part):
                     if _is_whole(key, crc, blob, dimensions):
                         found[key] = torch.from_numpy(np.frombuffer(blob, dtype="<f4").astype(np.float32))
+                    else:
+                        damaged += 1
+        if damaged:
+            log.warning("%d vectors in the cache %s are damaged and count as missing", damaged, self.path)
         return found
 
     def write(self, vectors: Mapping[bytes, Tensor]) -> None:

@@ -416,6 +416,19 @@ def test_bank_of_another_task_or_base_model_is_not_replaced(
     assert snapshot(bank) == before
 
 
+@pytest.mark.parametrize("odd", ["x", 2.5, [], {"dan": 3}, 10**400, None])
+def test_damaged_records_of_an_earlier_call_are_done_without(films: Any, run_copy: Path, odd: Any) -> None:
+    adapters = run_copy / "adapters"
+    before = json.loads((adapters / "mta.json").read_text())
+    jobs = json.loads((adapters / "mta" / "timing.json").read_text())["jobs"]
+    for name in ("users", "skipped", "matches", "histories"):
+        (adapters / "mta.json").write_text(json.dumps({**before, name: odd}))
+        jobs = {user_id: {**job, "seconds": odd} for user_id, job in jobs.items()}
+        (adapters / "mta" / "timing.json").write_text(json.dumps({"jobs": jobs}))
+        good("run", "lamp-2", *films.both, *QUICK, *METHODS, "--out", run_copy)
+        assert json.loads((adapters / "mta.json").read_text())["users"] == before["users"]
+
+
 def test_an_output_that_is_an_input_is_refused(films: Any, finished_run: Path, tmp_path: Path) -> None:
     own = Path(shutil.copy(films.targets, tmp_path / "mine.json"))
     before = own.read_bytes()

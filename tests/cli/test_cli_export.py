@@ -16,6 +16,7 @@ from cli_world import QUICK, QUICK_ADAPT, good, refused, snapshot
 from mta.adapter_files import load_adapter
 from mta.bank import load_bank
 from mta.evaluation.predict import predict
+from mta.files import sealed
 from mta.lora.peft_format import read_peft
 from mta.merging import merge_cat
 
@@ -199,7 +200,7 @@ def test_a_diverged_adapter_is_refused_whatever_the_record_says(diverged_run: Pa
     record = json.loads((run / "adapters" / "mta.json").read_text())
     _, note = load_adapter(run / "adapters" / "mta" / "dan.safetensors")
     changed = {**record, "skipped": {}, "users": {"dan": note["fingerprint"]}}
-    (run / "adapters" / "mta.json").write_text(json.dumps(changed))
+    (run / "adapters" / "mta.json").write_text(json.dumps(sealed(changed)))
     assert "diverged" in refused("export", run, "--user", "dan", "--out", tmp_path / "peft")
 
 

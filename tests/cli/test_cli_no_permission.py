@@ -1,4 +1,4 @@
-"""An output folder that may not be written to: one clear line, exit code 2, and nothing is changed."""
+"""Folders that may not be written to, or not be looked into: one clear line, exit code 2, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -58,3 +58,35 @@ def test_a_folder_that_may_not_be_read(films: Any, locked: Path) -> None:
     message = refused("data", "stats", locked / "kept.txt", "--task", "lamp-2")
     assert "cannot read" in message
     assert "Permission denied" in message
+
+
+GIVEN = {
+    "pool": ("run", "lamp-2", "--pool", "HERE", "--targets", "TARGETS", *QUICK, "--method", "mta"),
+    "targets": ("run", "lamp-2", "--pool", "POOL", "--targets", "HERE", *QUICK, "--method", "mta"),
+    "golds": ("run", "lamp-2", "--pool", "POOL", "--targets", "TARGETS", "--golds", "HERE", *QUICK, "--method", "mta"),
+    "base": ("adapt", "--bank", "RUN/bank", "--targets", "TARGETS", "--base", "HERE"),
+    "encoder": ("anchors", "--pool", "POOL", "--task", "lamp-2", "--encoder", "HERE"),
+    "bank": ("match", "--bank", "HERE", "--targets", "TARGETS"),
+    "adapters": ("generate", "--bank", "RUN/bank", "--targets", "TARGETS", "--adapters", "HERE"),
+    "predictions": ("evaluate", "--predictions", "HERE", "--task", "lamp-2"),
+    "run": ("export", "HERE", "--user", "dan"),
+    "report": ("report", "HERE"),
+    "sweep": ("report", "RUN", "--sweep", "HERE"),
+    "growth": ("report", "RUN", "--growth", "HERE"),
+}
+
+
+@pytest.mark.parametrize("place", ["locked", "long"])
+@pytest.mark.parametrize("name", [*GIVEN, *COMMANDS])
+def test_a_place_that_cannot_be_looked_at(
+    films: Any, finished_run: Path, locked: Path, tmp_path: Path, name: str, place: str
+) -> None:
+    here = locked / "inside" if place == "locked" else tmp_path / ("x" * 300)
+    places = {"POOL": films.pool, "TARGETS": films.targets, "RUN": finished_run, "RUN/bank": finished_run / "bank"}
+    places |= {"RUN/predictions.jsonl": finished_run / "predictions.jsonl", "HERE": here}
+    words = [places.get(str(word), word) for word in {**COMMANDS, **GIVEN}[name]]
+    locked.chmod(0o000)
+    message = refused(*words, "--out", tmp_path / "out" if here in words else here)
+    assert ("Permission denied" if place == "locked" else "File name too long") in message
+    assert str(here) in message
+    assert not (tmp_path / "out").exists()

@@ -85,6 +85,11 @@ def test_growth_is_minutes_and_megabytes_of_each_method() -> None:
     assert len({(line.colour, line.dashed) for line in time.lines}) == 4, "four lines can be told apart"
 
 
+@pytest.mark.parametrize("rows", [None, 3, 2.5, "x", {}, [3, {}]])
+def test_growth_without_readable_sentences_has_charts_all_the_same(rows: Any) -> None:
+    assert growth_charts({**GROWTH, "break_even": rows}) == growth_charts(GROWTH)
+
+
 @pytest.mark.parametrize("scores", [sweep_scores({"0": 0.2}), sweep_scores({"0": 0.2, "1": 0.2}, asked=0.9)])
 def test_layout_keeps_everything_inside(scores: dict[str, Any]) -> None:
     (chart,) = sweep_charts(scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from mta.adapter_files import load_trained
 from mta.baselines.oppu import PUBLISHED, oppu
 from mta.config import ALL_LINEAR, QUERY_VALUE
 from mta.errors import ConfigError, DataError
+from mta.evaluation.folders import GROWTH
 from mta.evaluation.growth import break_even, costs_per_user, markdown_growth, measure_growth
 from mta.evaluation.run import open_run
 from mta.files import read_json, write_json
@@ -347,6 +349,26 @@ def test_leaks_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         measure_growth([*pool, targets[0]], targets, RUN, tmp_path / "growth", users=(1,))
     assert not (tmp_path / "growth").exists()
+
+
+def test_damaged_records_of_an_earlier_call_are_done_without(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "growth"))
+    for path in (folder / GROWTH, *folder.rglob("timing.json"), *folder.rglob("matching.json")):
+        text = path.read_text()
+        values = json.loads(text)
+        if path.name == GROWTH:
+            values["points"] = [3, {"users": "two"}, {"users": -1}, {}]
+        else:
+            rows = values.get("jobs", values)
+            rows |= {
+                name: {**row, "seconds": odd}
+                for (name, row), odd in zip(rows.items(), ("x", [], 10**400), strict=False)
+            }
+        path.write_text(json.dumps(values))
+    again = grown(folder, 3)
+    assert [point["users"] for point in again["points"]] == [3] * 4
 
 
 def test_the_folder_of_a_run_is_not_written_over(tmp_path: Path) -> None:

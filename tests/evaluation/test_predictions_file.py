@@ -52,6 +52,8 @@ def line(**values: Any) -> str:
         (f"{line()}\n{line()}", r"method 'predictions' has 1 queries answered more than once \('1'\)"),
         (line(nll="abc"), "line 1: nll is the text 'abc', not a number or null"),
         (line(nll=float("nan")), "nll is the number nan"),
+        (line(nll=10**400), "nll is the number 1000"),
+        (line(nll_at={"1": 10**400}), "nll_at is an object"),
         (line(nll=True), "nll is the truth value True"),
         (line(label=5), "label is the number 5, not text or null"),
         (line(nll_tokens=0), "nll_tokens is the number 0, not a whole number from 1"),

@@ -356,6 +356,14 @@ def test_a_damaged_file_of_the_run_is_a_clear_error(
         finished.write(tmp_path / "out", folder=folder)
 
 
+def test_a_match_whose_user_has_no_text_for_a_name_is_a_clear_error(finished: Finished, tmp_path: Path) -> None:
+    folder = finished.copy(tmp_path / "run")
+    rows = json.loads((folder / "matches.json").read_text(encoding="utf-8"))
+    (folder / "matches.json").write_text(json.dumps([{**rows[0], "user_id": {}}, *rows[1:]]), encoding="utf-8")
+    with pytest.raises(DataError, match="not the matches file"):
+        finished.write(tmp_path / "out", folder=folder)
+
+
 def test_adapters_that_did_not_give_the_answers_are_refused(finished: Finished, tmp_path: Path) -> None:
     folder = finished.copy(tmp_path / "run")
     shutil.copy(folder / "adapters/mta-linear/17.safetensors", folder / "adapters/mta/17.safetensors")

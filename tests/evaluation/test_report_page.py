@@ -13,6 +13,7 @@ from mta.errors import ConfigError, DataError, StorageError
 from mta.evaluation.figures import Chart, Line, Point
 from mta.evaluation.plots import best_control, interval_plot, plot_layout
 from mta.evaluation.report import card_sections, comparability, join_cards, render_report, write_report
+from mta.evaluation.report_files import write_tables
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -250,6 +251,9 @@ def test_half_characters_do_not_stop_the_report(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "cut �" in text
     assert "😀" in text
+    odd = {**run(), "base": "half \ud83d"}
+    write_tables(tmp_path / "tables", scores=[odd])
+    assert "half �" in (tmp_path / "tables" / "lamp-2.md").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from helpers import random_adapter, tiny_base
 from mta.config import ALL_LINEAR, MergeConfig
 from mta.errors import AdapterError, ConfigError
 from mta.lora.adapter import Adapter, Factors, cat, distance, mix_factors, scale, truncate
+from mta.memory import _Allocations
 from mta.merging import (
     Match,
     cosine_similarity,
     match_anchors,
+    match_in_blocks,
     merge_cat,
     merge_distance,
     merge_linear,
@@ -231,6 +234,45 @@ def test_similarity_does_not_depend_on_the_company():
         assert torch.equal(cosine_similarity(users[index : index + 1], anchors)[0], together[index])
         exact = torch.nn.functional.cosine_similarity(users[index].double(), anchors.double(), dim=-1)
         assert torch.allclose(together[index], exact, rtol=0, atol=5.1e-6)
+
+
+def vectors(seed: int, count: int) -> torch.Tensor:
+    """Vectors of few directions, so that many similarities are equal."""
+    return torch.randint(-1, 2, (count, 4), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def matched(choose, *, users: int = 150, anchors: int = 30) -> list[Match]:
+    ids, names = [f"u{n}" for n in range(users)], [f"a{n}" for n in range(anchors)]
+    return match_in_blocks(ids, vectors(1, users), names, vectors(2, anchors), choose=choose, top_k=3)
+
+
+@pytest.mark.parametrize("choose", [match_anchors, partial(random_anchors, seed=7)], ids=["nearest", "random"])
+def test_blocks_of_any_size_give_the_same_matches(monkeypatch, choose):
+    similarity = cosine_similarity(vectors(1, 150), vectors(2, 30))
+    whole = choose([f"u{n}" for n in range(150)], similarity, [f"a{n}" for n in range(30)], top_k=3)
+    assert all(len(set(row)) < 30 for row in similarity.tolist()), "equal similarities are among them"
+    for values in (1, 30 * 16, 30 * 64, 30 * 150, 10**9):
+        monkeypatch.setattr("mta.merging.BLOCK_VALUES", values)
+        assert matched(choose) == whole
+
+
+def test_no_more_than_a_block_of_similarities_is_held(monkeypatch):
+    full = 2000 * 100 * 8
+    with _Allocations() as counted:
+        whole = matched(match_anchors, users=2000, anchors=100)
+    assert counted.peak > 2 * full, "this sees the matrix, and its copy"
+    monkeypatch.setattr("mta.merging.BLOCK_VALUES", 100 * 64)
+    with _Allocations() as counted:
+        assert matched(match_anchors, users=2000, anchors=100) == whole
+    assert counted.peak < 0.2 * full
+
+
+def test_nobody_is_matched_to_nothing_and_what_is_wrong_is_said_all_the_same():
+    assert matched(match_anchors, users=0) == []
+    with pytest.raises(ConfigError, match="top_k is 3 but the bank has 2 anchors"):
+        matched(match_anchors, users=0, anchors=2)
+    with pytest.raises(ValueError, match="1 user ids for 2 vectors"):
+        match_in_blocks(["u"], vectors(1, 2), ["a"], vectors(2, 1), choose=match_anchors, top_k=1)
 
 
 def test_more_anchors_than_the_bank_has_is_refused():

@@ -14,6 +14,7 @@ from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note, progress_bars, show_json, show_table
 from mta.errors import ConfigError
+from mta.files import is_there
 from mta.progress import Progress, Step
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _refuse_existing(folder: Path) -> None:
     """Refuse a folder that holds a pool or targets already: they may be somebody's only copy."""
     for side in ("pool", "target"):
         for kind in ("questions", "outputs"):
-            if (path := folder / f"{side}_{kind}.json").exists():
+            if is_there(path := folder / f"{side}_{kind}.json"):
                 raise ConfigError(f"{path} is there already and would be replaced; name another folder, or remove it")
 
 

@@ -14,7 +14,7 @@ from mta.cli.settings import TINY
 from mta.data.lamp import outputs_path
 from mta.data.read import read_users
 from mta.errors import NotFound
-from mta.files import sha256_file
+from mta.files import is_there, sha256_file
 from mta.progress import Progress
 from mta.records import User
 from mta.tasks.task import Task
@@ -75,7 +75,7 @@ def load_people(
     files = {"pool": pool, "targets": targets, "answers": golds or outputs_path(targets)}
     notes: dict[str, Any] = {
         "command": shlex.join(["mta", *sys.argv[1:]]),
-        "SHA-256 of the files": {name: sha256_file(path) for name, path in files.items() if path.is_file()},
+        "SHA-256 of the files": {name: sha256_file(path) for name, path in files.items() if is_there(path)},
     }
     served = load_users(
         targets,

@@ -12,6 +12,7 @@ from mta.cli import options
 from mta.cli.command import command
 from mta.cli.display import note
 from mta.errors import ConfigError, DataError, NotFound
+from mta.files import is_there
 
 if TYPE_CHECKING:
     from mta.records import Prediction
@@ -117,7 +118,7 @@ def _answers(folder: Path, scores: Mapping[str, Any]) -> dict[str, list[Predicti
 
     repeats = ((scores.get("run") or {}).get("settings") or {}).get("seeds")
     place = folder / f"seed-{repeats[0]}" if repeats else folder
-    if not (place / ANSWERS).exists():
+    if not is_there(place / ANSWERS):
         raise DataError(f"{place} has no {ANSWERS}, so no answers can be shown; give the folder of the run itself")
     return read_predictions(place / ANSWERS)
 
@@ -138,7 +139,7 @@ def export(
     from mta.evaluation.export import export_user
     from mta.lora.peft_format import WEIGHTS
 
-    if (out / WEIGHTS).exists():
+    if is_there(out / WEIGHTS):
         raise ConfigError(f"{out} holds an adapter already; name another folder, or remove that one first")
     found = export_user(run, user, out, method=method, bank_folder=bank)
     adapter = found.adapter

@@ -171,7 +171,8 @@ def growth_charts(growth: Any) -> list[Chart]:
 
 def _who_is_cheaper(growth: Mapping[str, Any]) -> list[str]:
     rows = growth.get("break_even")
-    return [str(row["statement"]) for row in rows or () if isinstance(row, Mapping) and "statement" in row]
+    found = rows if isinstance(rows, list | tuple) else ()
+    return [str(row["statement"]) for row in found if isinstance(row, Mapping) and "statement" in row]
 
 
 def _is_growth_point(point: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mta.config import changed_settings
 from mta.errors import ConfigError, DataError
-from mta.files import read_json
+from mta.files import is_there, read_json
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def refuse_other_results(folder: Path, kind: str) -> None:
     Raises:
         ConfigError: it holds those of another kind.
     """
-    held = next((name for name, signs in SIGNS.items() if any((folder / sign).exists() for sign in signs)), kind)
+    held = next((name for name, signs in SIGNS.items() if any(is_there(folder / sign) for sign in signs)), kind)
     if held != kind:
         raise ConfigError(f"{folder} holds the results of a {held}, which would be replaced; choose another folder")
 
@@ -68,7 +68,7 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_earlier(path: Path) -> dict[str, Any]:
     """Read back what an earlier call wrote; {} where there is nothing or it is damaged (said in the log)."""
     try:
-        found = read_json(path) if path.exists() else {}
+        found = read_json(path) if is_there(path) else {}
     except DataError as error:
         log.warning("going on without %s: %s", path.name, error)
         found = {}

@@ -36,6 +36,7 @@ from mta.evaluation.folders import GROWTH, are_of, read_earlier, refuse_other_re
 from mta.evaluation.formats import format_cost
 from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
+from mta.evaluation.scores_file import finite
 from mta.files import folder_if_used, read_json, safe_name, sha256_json, write_json, write_text
 from mta.folder_lock import alone_in_folder
 from mta.merging import Match
@@ -193,7 +194,9 @@ def _earlier_counts(folder: Path, config: RunConfig, most: int) -> list[int]:
     earlier = read_earlier(folder / GROWTH)
     if not are_of(to_dict(config), earlier, where=folder):
         return []
-    return [count for point in earlier.get("points", ()) if (count := int(point["users"])) <= most]
+    points = earlier.get("points")
+    rows = [point for point in points if isinstance(point, dict)] if isinstance(points, list) else []
+    return [count for row in rows if isinstance(count := row.get("users"), int) and 1 <= count <= most]
 
 
 def _counts(users: Sequence[int], most: int) -> list[int]:
@@ -317,9 +320,8 @@ def _kept_seconds(path: Path) -> dict[str, dict[str, Any]]:
     except DataError as error:
         log.warning("matching again: %s", error)
         found = {}
-    wanted = {"fingerprint", "seconds"}
     rows = found.items() if isinstance(found, dict) else ()
-    return {name: row for name, row in rows if isinstance(row, dict) and wanted <= row.keys()}
+    return {name: row for name, row in rows if isinstance(row, dict) and finite(row.get("seconds")) is not None}
 
 
 def break_even(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

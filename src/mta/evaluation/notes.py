@@ -138,7 +138,10 @@ def comparison_line(scores: Mapping[str, Any]) -> str:
 
 def _smallest_p(people: Any, comparisons: int) -> str:
     """Say so where there are too few people for any difference to count: of 2^n signs two are the most extreme."""
-    if not isinstance(people, int) or people < 2 or (smallest := comparisons * 2.0 ** (1 - people)) < SIGNIFICANT:
+    if not isinstance(people, int) or people < 2:
+        return ""
+    smallest = comparisons * 2.0 ** (1 - min(people, 1000))  # so that no number, however large, is too much for it
+    if smallest < SIGNIFICANT:
         return ""
     return (
         f" With {people} people and {comparisons} {'comparisons' if comparisons > 1 else 'comparison'} the smallest of "

@@ -18,9 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mta.data.checks import describe, first_few, is_number
+from mta.data.checks import describe, first_few
 from mta.data.lamp import read_golds
 from mta.errors import DataError, ModelError
+from mta.evaluation.scores_file import finite
 from mta.files import read_jsonl, read_text, write_jsonl
 from mta.records import Prediction
 
@@ -116,7 +117,7 @@ def _is_text_or_null(value: Any) -> bool:
 
 
 def _is_number_or_null(value: Any) -> bool:
-    return value is None or is_number(value)
+    return value is None or finite(value) is not None
 
 
 def _is_count(value: Any) -> bool:
@@ -124,7 +125,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_scores(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(is_number, value.values()))
+    return isinstance(value, dict) and None not in map(finite, value.values())
 
 
 NEEDED = ("query_id", "user_id", "gold", "text")

@@ -157,9 +157,9 @@ def _matches(path: Path) -> dict[str, Match]:
             Match(row["user_id"], tuple(row["anchor_ids"]), tuple(row["similarities"]), tuple(row["weights"]))
             for row in read_json(path)
         ]
+        return {match.user_id: match for match in rows}
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not the matches file of a run ({error!r}); run again to write it anew") from error
-    return {match.user_id: match for match in rows}
 
 
 def _predictions(path: Path) -> list[Prediction]:

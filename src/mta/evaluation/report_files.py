@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mta.characters import whole_characters
 from mta.evaluation.chart_drawing import draw_chart
 from mta.evaluation.figures import Chart
 from mta.evaluation.paper_view import csv_paper_table, markdown_paper_table, paper_tables
@@ -45,9 +46,13 @@ def write_tables(folder: Path, *, scores: Sequence[Mapping[str, Any]]) -> None:
         scores: contents of scores.json.
     """
     for table in paper_tables(scores):
-        write_text(folder / f"table-{table.number}.md", markdown_paper_table(table))
-        write_text(folder / f"table-{table.number}.csv", csv_paper_table(table))
+        _write(folder / f"table-{table.number}.md", markdown_paper_table(table))
+        _write(folder / f"table-{table.number}.csv", csv_paper_table(table))
     for run in scores:
         parts = [markdown_table(run), markdown_comparisons(run), markdown_slices(run)]
-        write_text(folder / f"{safe_name(run['task'])}.md", "\n\n".join(part for part in parts if part) + "\n")
-        write_text(folder / f"{safe_name(run['task'])}.csv", csv_table(run))
+        _write(folder / f"{safe_name(run['task'])}.md", "\n\n".join(part for part in parts if part) + "\n")
+        _write(folder / f"{safe_name(run['task'])}.csv", csv_table(run))
+
+
+def _write(path: Path, text: str) -> None:
+    write_text(path, whole_characters(text))

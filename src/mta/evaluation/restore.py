@@ -9,6 +9,7 @@ about the adapters that gave the answers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mta.bank import Bank, history_fingerprint
 from mta.baselines.methods import PARTS
 from mta.config import MergeConfig, from_dict, to_dict
 from mta.errors import AdapterError, BankError, DataError, MtaError, NotFound, StorageError, unknown_name
-from mta.files import read_json, safe_name, write_json
+from mta.files import is_there, read_json, safe_name, seal_broken, sealed, write_json
 from mta.lora.adapter import Adapter, AdapterSum, Recipe, recipe
 from mta.lora.core import own_part
 from mta.merging import Match
@@ -33,6 +34,8 @@ from mta.personalize import (
     stack_recipes,
 )
 from mta.records import User
+
+log = logging.getLogger(__name__)
 
 STORED = tuple(name for name, parts in PARTS.items() if parts.adapted)
 """Methods that keep an adapter for each user."""
@@ -129,17 +132,24 @@ def record_adapters(people: PersonalizedUsers, resources: Resources, *, name: st
             skipped.pop(user_id, None)
             histories[user_id] = history_fingerprint(person.user)
             users[user_id] = str(load_trained(_file(resources.folder, name, user_id))[1].get("fingerprint"))
-    write_json(path, {**settings, "matches": matches, "users": users, "skipped": skipped, "histories": histories})
+    record = {**settings, "matches": matches, "users": users, "skipped": skipped, "histories": histories}
+    write_json(path, sealed(record))
     return path
 
 
 def _record_before(path: Path) -> dict[str, Any]:
-    """Return what an earlier call recorded; {} where it is not there or not whole."""
+    """Return what an earlier call recorded; {} where it is not there or damaged (said in the log)."""
     try:
-        before = read_json(path) if path.exists() else {}
-    except DataError:
+        before = read_json(path) if is_there(path) else {}
+    except DataError as error:
+        log.warning("the record of the users adapted before is left aside: %s", error)
         return {}
-    return before if isinstance(before, dict) and {"users", "skipped", "matches"} <= before.keys() else {}
+    if seal_broken(before):
+        log.warning("%s is damaged or was edited, its checksum differs: the users adapted before are left aside", path)
+        return {}
+    before = before if isinstance(before, dict) else {}
+    parts = [before.get("users"), before.get("skipped"), before.get("matches"), before.get("histories", {})]
+    return before if all(isinstance(part, dict) for part in parts) else {}
 
 
 def restore_users(users: Sequence[User], resources: Resources, *, method: str) -> PersonalizedUsers:
@@ -222,7 +232,7 @@ def stored_adapter(
     if user_id in settings.skipped:
         return None
     path = _file(folder, name, user_id)
-    if user_id not in settings.users or not path.exists():
+    if user_id not in settings.users or not is_there(path):
         raise NotFound(
             f"{folder} has no {name} adapter of user {user_id!r}; adapt this user first, or ask for merged-only"
         )
@@ -250,7 +260,7 @@ def read_settings(folder: Path, name: str) -> AdapterSettings:
         DataError: there is no such record, or it is damaged.
     """
     path = folder / f"{name}.json"
-    if not path.exists():
+    if not is_there(path):
         found = ", ".join(method for method in PARTS if (folder / f"{method}.json").exists())
         raise DataError(
             f"{folder} has no {name} adapters on record ({path.name}), only those of: {found or 'no method'}; adapt "
@@ -258,6 +268,8 @@ def read_settings(folder: Path, name: str) -> AdapterSettings:
         )
     try:
         values = read_json(path)
+        if seal_broken(values):
+            raise ValueError("its checksum differs")
         return AdapterSettings(
             bank_checksum=str(values["bank"]),
             merge=from_dict(MergeConfig, values["merge"]),

@@ -45,7 +45,7 @@ from mta.evaluation.run_config import JUDGED, RunConfig
 from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
 from mta.evaluation.table import MERGES_APART, csv_table, markdown_comparisons, markdown_slices, markdown_table
-from mta.files import folder_if_used, read_json, write_json, write_text
+from mta.files import folder_if_used, read_json, seal_broken, sealed, write_json, write_text
 from mta.folder_lock import alone_in_folder
 from mta.lora.adapter import Adapter
 from mta.merging import Match, check_weights, merge_distance
@@ -288,6 +288,11 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
     if not path.exists():
         return
     found = read_json(path)
+    if seal_broken(found):
+        raise DataError(
+            f"{path} is damaged or was edited: its checksum differs, so it cannot say whose folder this is; choose "
+            "another folder, or remove the file to go on here (whatever was made under other settings is made again)"
+        )
     settings = found.get("config", {}) if isinstance(found, dict) else None
     if not isinstance(settings, dict):
         raise DataError(f"{path} is not the record of a run (no object with settings); choose another folder")
@@ -313,7 +318,7 @@ def _refuse_other_run(path: Path, config: RunConfig, base: BaseModel) -> None:
 
 def _write_config(folder: Path, config: RunConfig, base: BaseModel) -> None:
     values = {"config": to_dict(config), "base_fingerprint": base.fingerprint, "versions": versions()}
-    write_json(folder / CONFIG, values)
+    write_json(folder / CONFIG, sealed(values))
 
 
 @dataclass(frozen=True, slots=True)

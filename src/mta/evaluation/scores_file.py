@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ def finite(value: Any) -> float | int | None:
     """Return `value` where it is a finite number, else None: JSON has no NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def check_scores(value: Any) -> dict[str, Any]:

@@ -198,10 +198,15 @@ class TrainableStack:
         self.gradients = torch.zeros_like(self.parameters)
         """(S, P): filled by backward passes, same layout."""
         self.fixed_a = None if train_a else torch.zeros(slots, width_a, device=device, dtype=dtype)
-        self._modules = self._make_views(frozen_rank, device)
+        beneath = frozen_rank * sum(map(sum, self.shapes.values()))
+        self.frozen = torch.zeros(slots, beneath, device=device, dtype=self.compute_dtype)
+        """(S, F): the frozen composition beneath each slot, module by module A and B."""
+        self.frozen_rank = frozen_rank
+        self._modules = self._make_views()
 
-    def _make_views(self, frozen_rank: int, device: torch.device | str) -> dict[str, _Slots]:
+    def _make_views(self) -> dict[str, _Slots]:
         modules: dict[str, _Slots] = {}
+        beneath = self._frozen_views(self.frozen)
         at = at_fixed = 0
         for name, (d_out, d_in) in self.shapes.items():
             gradient_A = None
@@ -213,10 +218,17 @@ class TrainableStack:
                 at_fixed += self.rank * d_in
             B, gradient_B = (_view(rows, at, (d_out, self.rank)) for rows in (self.parameters, self.gradients))
             at += d_out * self.rank
-            frozen_A = torch.zeros(self.slots, frozen_rank, d_in, device=device, dtype=self.compute_dtype)
-            frozen_B = torch.zeros(self.slots, d_out, frozen_rank, device=device, dtype=self.compute_dtype)
-            modules[name] = _Slots(A, B, frozen_A, frozen_B, gradient_A, gradient_B)
+            modules[name] = _Slots(A, B, *beneath[name], gradient_A, gradient_B)
         return modules
+
+    def _frozen_views(self, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each module's frozen A (S, R, d_in) and B (S, d_out, R) as views of rows laid out as `frozen`."""
+        views, at, rank = {}, 0, self.frozen_rank
+        for name, (d_out, d_in) in self.shapes.items():
+            A, at = _view(rows, at, (rank, d_in)), at + rank * d_in
+            B, at = _view(rows, at, (d_out, rank)), at + d_out * rank
+            views[name] = (A, B)
+        return views
 
     @property
     def module_names(self) -> Iterable[str]:
@@ -236,10 +248,15 @@ class TrainableStack:
             AdapterError: the frozen adapter does not fit the modules or the rank.
         """
         self.clear(slot)
+        into = self.parameters if self.fixed_a is None else self.fixed_a
+        row = torch.zeros(into.shape[1])  # put together here, so that it goes to the device in one piece
+        at = 0
+        for name, (d_out, d_in) in self.shapes.items():
+            start = initial_A((self.rank, d_in), seed=seed, key=key, module=name).flatten()
+            row[at : at + len(start)] = start
+            at += len(start) + (d_out * self.rank if self.train_a else 0)
         with torch.no_grad():
-            for name, (_, d_in) in self.shapes.items():
-                start = initial_A((self.rank, d_in), seed=seed, key=key, module=name)
-                self._modules[name].A[slot].copy_(start)
+            into[slot].copy_(row)
         if frozen is not None:
             self._set_frozen(slot, frozen)
 
@@ -250,16 +267,20 @@ class TrainableStack:
                 f"the frozen adapter has modules that are not trained here, for example {unknown[0]}; "
                 "train with the target modules of the bank"
             )
+        where = next(iter(frozen.modules.values())).A.device if frozen.modules else self.frozen.device
+        row = torch.zeros(1, self.frozen.shape[1], device=where, dtype=self.frozen.dtype)
+        views = self._frozen_views(row)
+        for name, factors in frozen.modules.items():
+            A, B = (view[0] for view in views[name])
+            if factors.rank > len(A) or factors.A.shape[1] != A.shape[1]:
+                raise AdapterError(
+                    f"module {name}: the frozen adapter has A {tuple(factors.A.shape)}, there is room for "
+                    f"{tuple(A.shape)}; it belongs to another base model or has a larger rank"
+                )
+            A[: factors.rank] = factors.A
+            B[:, : factors.rank] = factors.B
         with torch.no_grad():
-            for name, factors in frozen.modules.items():
-                into = self._modules[name]
-                if factors.rank > into.frozen_A.shape[1] or factors.A.shape[1] != into.frozen_A.shape[2]:
-                    raise AdapterError(
-                        f"module {name}: the frozen adapter has A {tuple(factors.A.shape)}, there is room for "
-                        f"{tuple(into.frozen_A.shape[1:])}; it belongs to another base model or has a larger rank"
-                    )
-                into.frozen_A[slot, : factors.rank] = factors.A.to(into.frozen_A)
-                into.frozen_B[slot, :, : factors.rank] = factors.B.to(into.frozen_B)
+            self.frozen[slot].copy_(row[0])
 
     def group(self) -> None:
         """Compute all stretches of a layer at once from now on, where the device can; a matter of speed."""
@@ -291,13 +312,9 @@ class TrainableStack:
             for module in self._modules.values():
                 if module.seen is not None:
                     module.seen[slot].fill_(1)
-            self.parameters[slot].zero_()
-            self.gradients[slot].zero_()
-            if self.fixed_a is not None:
-                self.fixed_a[slot].zero_()
-            for module in self._modules.values():
-                module.frozen_A[slot].zero_()
-                module.frozen_B[slot].zero_()
+            for rows in (self.parameters, self.gradients, self.frozen, self.fixed_a):
+                if rows is not None:
+                    rows[slot].zero_()
 
     def route(self, slots: Sequence[int], lengths: Sequence[int], people: Sequence[int] = ()) -> None:
         """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
@@ -342,23 +359,24 @@ class TrainableStack:
         Returns:
             `<module>.A (r, d_in)` and `<module>.B (d_out, r)`, as `Adapter.tensors` names them.
         """
-        row = self.parameters[slot] if values is None else values
+        row = (self.parameters[slot] if values is None else values).detach().cpu()
+        fixed = None if self.fixed_a is None else self.fixed_a[slot].cpu()
         tensors: dict[str, Tensor] = {}
-        at = 0
+        at = at_fixed = 0
         for name, (d_out, d_in) in self.shapes.items():
-            if self.train_a:
-                A, at = row[at : at + self.rank * d_in].view(self.rank, d_in), at + self.rank * d_in
+            if fixed is None:
+                A, at = row[at : at + self.rank * d_in], at + self.rank * d_in
             else:
-                A = self._modules[name].A[slot]
-            B, at = row[at : at + d_out * self.rank].view(d_out, self.rank), at + d_out * self.rank
-            tensors[f"{name}.A"] = A.detach().cpu().clone()
-            tensors[f"{name}.B"] = (B.detach() * self.scaling).cpu()
+                A, at_fixed = fixed[at_fixed : at_fixed + self.rank * d_in], at_fixed + self.rank * d_in
+            B, at = row[at : at + d_out * self.rank], at + d_out * self.rank
+            tensors[f"{name}.A"] = A.view(self.rank, d_in).clone()
+            tensors[f"{name}.B"] = B.view(d_out, self.rank) * self.scaling
         return tensors
 
 
 def _view(rows: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
     """Return (S, *shape): the values from `start` of every row."""
-    return rows[:, start : start + shape[0] * shape[1]].view(-1, *shape)
+    return rows[:, start : start + shape[0] * shape[1]].view(len(rows), *shape)
 
 
 def check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
