@@ -55,7 +55,7 @@ from measuring import table, write
 from mta.config import QUERY_VALUE, AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
 from mta.data.personas import make_pool_and_targets
 from mta.data.read import read_users
-from mta.errors import MtaError
+from mta.errors import MtaError, StorageError
 from mta.evaluation.run import run
 from mta.evaluation.run_config import RunConfig
 from mta.files import SEAL, read_json, read_jsonl, safe_name, write_json, write_text
@@ -613,9 +613,12 @@ def vectors_in(path: Path, sound: Path) -> dict[bytes, bytes]:
     """Return the vectors that a cache gives for the keys of a sound one."""
     with contextlib.closing(sqlite3.connect(f"file:{sound}?immutable=1", uri=True)) as connection:
         sizes = {key: len(vector) // 4 for key, vector in connection.execute("SELECT key, vector FROM vectors")}
+    found: dict[bytes, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as temporary:
         copied = VectorCache(Path(shutil.copy(path, temporary)))  # to open one may change it
-        found = copied.read(list(sizes), dimensions=max(sizes.values()))
+        for key, size in sizes.items():
+            with contextlib.suppress(StorageError):  # of a damaged page; the others can be read
+                found |= copied.read([key], dimensions=size)
     return {key: vector.numpy().tobytes() for key, vector in found.items()}
 
 
