@@ -71,7 +71,8 @@ WITHOUT: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "without attention in blocks": partial(patch, "mta.row_attention.faster_in_blocks", lambda query, key: False),
     "layers of one input apart": partial(patch, "mta.lora.attach.SAME_INPUT", ()),
     "without own norms": partial(patch, "mta.forward.lean_norms", lambda model: nullcontext()),
-    "without handing memory back": partial(patch, "mta.training.hand_back_memory", lambda: None),
+    "without handing memory back": partial(patch, "mta.runtime.hand_back_memory", lambda: None),
+    "handing memory back after every other pass": partial(patch, "mta.runtime.PassMemory.SLACK", 0.0),
     "without keeping freed memory": with_usual_memory,
 }
 """What is taken out -> how."""

@@ -13,6 +13,7 @@ import torch
 from mta import runtime
 from mta.errors import ConfigError
 from mta.runtime import (
+    PassMemory,
     cache_folder,
     choose_device,
     choose_dtype,
@@ -226,3 +227,29 @@ def test_free_memory_is_what_the_system_has_or_the_container_leaves(monkeypatch)
     assert everything > 1 << 20
     monkeypatch.setattr(runtime, "_left_in_container", lambda: [1000])
     assert runtime.free_bytes(torch.device("cpu")) == 1000
+
+
+def test_freed_memory_is_handed_back_only_when_passes_have_left_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, handed = [100], []
+    monkeypatch.setattr("mta.runtime.hand_back_memory", lambda: (handed.append(held[0]), held.__setitem__(0, 110)))
+    memory = PassMemory(torch.device("cpu"), lambda: held[0])
+    for now in (200, 205, 209):  # the first pass needs 100; up to 110 are borne
+        held[0] = now
+        memory.after_pass()
+    assert handed == []
+    held[0] = 211
+    memory.after_pass()
+    assert (handed, held) == ([211], [110])
+    held[0] = 310  # a larger pass, on memory that has no holes: it needs 200
+    memory.after_pass()
+    held[0] = 329
+    memory.after_pass()
+    assert handed == [211]
+    held[0] = 331
+    memory.after_pass()
+    assert handed == [211, 331]
+
+
+def test_nothing_is_handed_back_for_a_gpu() -> None:
+    memory = PassMemory(torch.device("cuda"), lambda: pytest.fail("asked"))
+    memory.after_pass()

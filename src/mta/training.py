@@ -38,7 +38,7 @@ from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.lora.stacked import TrainableStack
 from mta.memory import fit_passes
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import hand_back_memory, out_of_memory, release_memory, room_for
+from mta.runtime import PassMemory, out_of_memory, release_memory, room_for
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 from mta.transfer import send
@@ -188,6 +188,7 @@ class _Engine:
         if engine.grouped and isinstance(self.stack, TrainableStack):
             self.stack.group()
         self.optimizer = SlotAdamW(self.stack.parameters, self.stack.gradients)
+        self.memory = PassMemory(base.device)
         self.live: dict[int, _Live] = {}
         self.next_job = 0
         self.finished: list[str] = []
@@ -296,8 +297,7 @@ class _Engine:
                     (nll / counts).sum().backward()  # type: ignore[no-untyped-call]
                 found.append(nll.detach())
                 del nll
-                if self.base.device.type == "cpu":
-                    hand_back_memory()
+                self.memory.after_pass()
         values = torch.cat(found).tolist() if found else []  # the host waits for a GPU here only
         return [(live, value) for (live, _), value in zip(work, values, strict=True)]
 
