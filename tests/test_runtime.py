@@ -250,6 +250,10 @@ def test_freed_memory_is_handed_back_only_when_passes_have_left_holes(monkeypatc
     assert handed == [211, 331]
 
 
-def test_nothing_is_handed_back_for_a_gpu() -> None:
-    memory = PassMemory(torch.device("cuda"), lambda: pytest.fail("asked"))
+def test_nothing_is_asked_or_handed_back_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("mta.runtime.hand_back_memory", lambda: done.append("handed back"))
+    memory = PassMemory(torch.device("cuda"), lambda: done.append("asked") or 0)
     memory.after_pass()
+    memory.hand_back()
+    assert done == []

@@ -25,27 +25,23 @@ from mta.bank import (
     read_manifest,
     write_bank,
 )
-from mta.bank_plan import BankPlan, PlannedAnchor, plan_bank
+from mta.bank_plan import POPULATION_JOB, BankPlan, PlannedAnchor, plan_bank
 from mta.base_model import BaseModel
-from mta.config import BankConfig, EngineConfig, TrainConfig, to_dict
+from mta.config import BankConfig, EngineConfig, to_dict
 from mta.encoders import Encoder, document_vectors
 from mta.errors import AdapterError, BankError, ConfigError
 from mta.files import sha256_json
 from mta.folder_lock import alone_in_folder
-from mta.judges import without_judges
 from mta.lora.adapter import Adapter, recipe
-from mta.packing import TokenRow
 from mta.progress import Progress, silent
 from mta.records import User
 from mta.tasks.task import Task
 from mta.training_plan import TrainJob
 from mta.training_store import StoredAdapter, TrainedSet, train_and_store
-from mta.user_rows import UserRows, user_rows
 from mta.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 
-POPULATION_JOB = "population"
 WORK = "work"
 
 
@@ -119,7 +115,7 @@ def build_bank(
     )
     if plan.cut_rows:
         log.warning("%d training prompts of the anchors were cut to fit the model, their history first", plan.cut_rows)
-    beneath = _train_beneath(build, pool) if config.population_beneath else None
+    beneath = _train_beneath(build, plan) if config.population_beneath else None
     population = beneath.adapters[POPULATION_JOB].load(base) if beneath else None
     trained = _train_anchors(build, plan, population)
     kept = [anchor for anchor in plan.anchors if _succeeded(anchor, trained)]
@@ -144,12 +140,6 @@ class _Build:
     encoders: Encoders
     engine: EngineConfig
     progress: Progress
-
-    def rows(self, user: User, train: TrainConfig | None = None) -> UserRows:
-        """Return a user's training rows, under the anchors' settings by default."""
-        return user_rows(
-            self.base.tokens, self.task, user, train=train or self.config.train, prompts=self.config.prompts
-        )
 
 
 def _refuse_other_bank(folder: Path, task: Task, base: BaseModel) -> None:
@@ -212,46 +202,29 @@ def _succeeded(anchor: PlannedAnchor, trained: TrainedSet) -> bool:
     return False
 
 
-def _train_beneath(build: _Build, pool: Sequence[User]) -> TrainedSet:
+def _train_beneath(build: _Build, plan: BankPlan) -> TrainedSet:
     """Train the population adapter that lies beneath all anchors."""
-    train = build.config.population_train
-    made = [build.rows(user, train) for user in without_judges(pool, build.task, build.config)]
-    return train_population(
-        build.base,
-        [row for rows in made for row in rows.rows],
-        train,
-        build.work / "population",
-        engine=build.engine,
-        held_out=[row for rows in made for row in rows.held_out],
-        progress=build.progress,
-    )
+    job = plan.population_job(build.base.tokens)
+    return train_population(build.base, job, build.work / "population", engine=build.engine, progress=build.progress)
 
 
 def train_population(
-    base: BaseModel,
-    rows: Sequence[TokenRow],
-    train: TrainConfig,
-    folder: Path,
-    *,
-    engine: EngineConfig,
-    held_out: Sequence[TokenRow] = (),
-    progress: Progress = silent,
+    base: BaseModel, job: TrainJob, folder: Path, *, engine: EngineConfig, progress: Progress = silent
 ) -> TrainedSet:
-    """Train one adapter on the rows of many users together; resumable like any other training.
+    """Train an adapter on the rows of many users together (`population_job`); resumable like any other training.
 
     Raises:
         AdapterError: the training diverged.
     """
-    job = TrainJob(POPULATION_JOB, tuple(rows), train, held_out=tuple(held_out))
     with progress("population training") as step:
         trained = train_and_store(
             base, [job], folder, engine=engine, on_progress=lambda p: step(p.updates, p.total_updates)
         )
-    note = trained.adapters[POPULATION_JOB].note
+    note = trained.adapters[job.job_id].note
     if note.diverged:
         raise AdapterError(
-            f"the population adapter diverged after {note.updates} updates at learning rate {train.lr}: its gradients "
-            "were no finite numbers; lower the learning rate of the bank (--bank-lr)"
+            f"the population adapter diverged after {note.updates} updates at learning rate {job.config.lr}: its "
+            "gradients were no finite numbers; lower the learning rate of the bank (--bank-lr)"
         )
     return trained
 

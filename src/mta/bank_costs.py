@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from mta.bank_plan import BankPlan
 from mta.base_model import BaseModel
 from mta.config import EngineConfig, TrainConfig
-from mta.errors import DataError
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.memory import BYTES_PER_VALUE, TrainingMemory, size_text, training_memory
 from mta.runtime import free_bytes, rss_bytes
-from mta.training_plan import TrainJob
-from mta.user_rows import user_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def bank_costs(shape: BaseModel, plan: BankPlan, *, engine: EngineConfig) -> Ban
         DataError: no anchor has a training example.
     """
     anchors = plan.jobs(beneath=_planned_beneath(plan))
-    trainings = [[population_job(shape, plan)], anchors] if plan.config.population_beneath else [anchors]
+    trainings = [[plan.population_job(shape.tokens)], anchors] if plan.config.population_beneath else [anchors]
     jobs = [job for training in trainings for job in training]
     return BankCosts(
         asked=plan.asked,
@@ -88,20 +85,6 @@ def bank_costs(shape: BaseModel, plan: BankPlan, *, engine: EngineConfig) -> Ban
         process_bytes=rss_bytes(),
         free_bytes=free_bytes(shape.device),
     )
-
-
-def population_job(shape: BaseModel, plan: BankPlan) -> TrainJob:
-    """Return the training of the adapter beneath all anchors: everybody's examples together.
-
-    Raises:
-        DataError: nobody has an example.
-    """
-    train, prompts = plan.config.population_train, plan.config.prompts
-    made = [user_rows(shape.tokens, plan.task, user, train=train, prompts=prompts) for user in plan.pool]
-    rows = tuple(row for one in made for row in one.rows)
-    if not rows:
-        raise DataError(f"none of the {len(plan.pool)} pool users has an example for the population adapter")
-    return TrainJob("population", rows, train, held_out=tuple(row for one in made for row in one.held_out))
 
 
 def _planned_beneath(plan: BankPlan) -> Recipe | None:

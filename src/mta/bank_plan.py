@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mta.anchors import AnchorSelection, DroppedCluster, select_anchors
-from mta.config import AnchorConfig, BankConfig
+from mta.config import AnchorConfig, BankConfig, TrainConfig
 from mta.encoders import Encoder, embed_users
 from mta.errors import ConfigError, DataError
 from mta.judges import without_judges
 from mta.lora.adapter import Recipe
+from mta.packing import TokenRow
 from mta.progress import Progress, silent
 from mta.prompt_tokens import PromptTokenizer
 from mta.records import User
@@ -26,6 +27,8 @@ from mta.training_plan import TrainJob
 from mta.user_rows import UserRows, user_rows
 from mta.vector_cache import VectorCache
 
+POPULATION_JOB = "population"
+"""Id of the training of an adapter for everybody."""
 SHARED_INIT = "bank"
 """Key of the initial A that all anchors of a bank share."""
 
@@ -71,6 +74,27 @@ class BankPlan:
                 "the task (LaMP-1 needs items with a citation, or --allow-proxy)"
             )
         return jobs
+
+    def population_job(self, tokens: PromptTokenizer) -> TrainJob:
+        """Return the training of the adapter beneath all anchors: everybody's examples together.
+
+        Raises:
+            DataError: nobody has an example.
+        """
+        train, prompts = self.config.population_train, self.config.prompts
+        made = [user_rows(tokens, self.task, user, train=train, prompts=prompts) for user in self.pool]
+        rows = [row for one in made for row in one.rows]
+        if not rows:
+            raise DataError(
+                f"none of the {len(self.pool)} pool users has an example for the population adapter; check that the "
+                "histories belong to the task, or leave --population-beneath out"
+            )
+        return population_job(rows, train, held_out=[row for one in made for row in one.held_out])
+
+
+def population_job(rows: Sequence[TokenRow], train: TrainConfig, *, held_out: Sequence[TokenRow] = ()) -> TrainJob:
+    """Return the training of one adapter on the rows of many users together."""
+    return TrainJob(POPULATION_JOB, tuple(rows), train, held_out=tuple(held_out))
 
 
 def anchor_job(rows: UserRows, config: BankConfig, *, beneath: Recipe | None) -> TrainJob:

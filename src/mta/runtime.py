@@ -153,6 +153,11 @@ class PassMemory:
         if self._fresh:
             self._needed, self._fresh = max(self._needed, grown), False
         elif grown > self.SLACK * self._needed:
+            self.hand_back()
+
+    def hand_back(self) -> None:
+        """Hand back all that is free; whatever is needed next takes it anew."""
+        if self._watches:
             hand_back_memory()
             self._before, self._fresh = self._held(), True
 

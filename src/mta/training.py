@@ -142,6 +142,7 @@ def train(
         if checkpoint is not None and time.monotonic() - saved_at >= engine.checkpoint_every_s:
             save_state(checkpoint, run.state(fingerprint))
             saved_at = time.monotonic()
+    run.memory.hand_back()
 
 
 def finish_checkpoint(checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ from mta.flat_records import Schema, schema_of
 from mta.merging import Match
 from mta.records import HistoryItem
 from mta.serving.database import Database, open_database
-from mta.serving.tables import ADAPTERS, METADATA
+from mta.serving.tables import ADAPTERS, API_KEYS, METADATA
 from mta.serving.tenants import (
     Tenant,
     add_key,
@@ -374,7 +374,7 @@ def test_keys(database: Database, acme: Tenant) -> None:
 def test_keys_are_not_kept_as_they_are(tmp_path: Path) -> None:
     database = open_database(f"sqlite:///{tmp_path / 'users.db'}")
     key = add_key(database, add_tenant(database, "acme"), label="shop")
-    database.overwrite_deleted()
+    database.overwrite_deleted([API_KEYS])
     assert key.encode() not in _bytes_of(tmp_path)
     assert key.removeprefix("mta-").encode() not in _bytes_of(tmp_path)
     database.close()

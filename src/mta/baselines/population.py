@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from mta.bank_building import POPULATION_JOB, train_population
+from mta.bank_building import train_population
+from mta.bank_plan import POPULATION_JOB, population_job
 from mta.config import TrainConfig
 from mta.errors import ConfigError, DataError
 from mta.lora.adapter import Recipe
@@ -122,8 +123,7 @@ def population_adapter(resources: Resources, *, matched: bool = False) -> Popula
         train = same_tokens(bank.config.population_train, rows, tokens)
     trained = train_population(
         resources.base,
-        rows,
-        train,
+        population_job(rows, train),
         resources.folder / ("population-matched" if matched else "population"),
         engine=resources.engine,
         progress=resources.progress,

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mta.adaptation import adapt_users
 from mta.bank import Bank
-from mta.bank_building import POPULATION_JOB, train_population
+from mta.bank_building import train_population
+from mta.bank_plan import POPULATION_JOB, population_job
 from mta.base_model import BaseModel
 from mta.baselines.population import anchor_rows, same_tokens
 from mta.config import TrainConfig
@@ -236,7 +237,8 @@ def train_groups(resources: Resources, config: ProperConfig, folder: Path) -> Gr
     rows = tuple(replace(row, person=index) for index, made in enumerate(data) for row in made.rows)
     tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
     train = same_tokens(config.shared_training(bank.config.population_train), rows, tokens)
-    first = train_population(base, rows, train, folder / "population", engine=engine, progress=resources.progress)
+    shared = population_job(rows, train)
+    first = train_population(base, shared, folder / "population", engine=engine, progress=resources.progress)
     population = first.adapters[POPULATION_JOB]
     start = starting_embeddings(bank.active_vectors, config.embedding_size, seed=train.seed)
     job = TrainJob(

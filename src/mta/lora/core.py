@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, AdapterSum, Factors, adapter_from_tensors
-from mta.lora.row_stack import RowStack
+from mta.lora.row_stack import ApartStack
 from mta.lora.stacked import Shapes, initial_A
 
 CHANGE = ".C"
@@ -110,7 +110,7 @@ def _changed(layer: Composition | None, change: Tensor, module: str) -> Factors:
     return Factors(layer.A, layer.B @ change_inside(identity, change.to(layer.B), layer.terms).T)
 
 
-class CoreStack(RowStack):
+class CoreStack(ApartStack):
     """S slots of changes in training, each inside a frozen composition of its own.
 
     Args:
@@ -175,7 +175,7 @@ class CoreStack(RowStack):
         self._frozen.pop(slot, None)
 
     def added(self, module: str, slot: int, x: Tensor) -> Tensor:
-        """Return what the changed composition and what is trained on top add; see `RowStack.added`."""
+        """Return what the changed composition and what is trained on top add; see `ApartStack.added`."""
         total = x.new_zeros(len(x), self.shapes[module][0])
         if layer := self._frozen[slot].get(module):
             change = self._leaf(slot, f"{module}{CHANGE}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mta.errors import AdapterError
 from mta.lora.adapter import Adapter, Factors, map_tensors, mix_factors
-from mta.lora.row_stack import RowStack
+from mta.lora.row_stack import ApartStack
 from mta.lora.stacked import Shapes
 
 NO_SCALE = 1e-30
@@ -94,7 +94,7 @@ def compose(sharers: Sequence[Adapter], weights: Mapping[str, Tensor]) -> Adapte
     return Adapter(modules)
 
 
-class GateStack(RowStack):
+class GateStack(ApartStack):
     """S slots of gates in training, each over a frozen adapter of its own, which they gate, and what lies beneath it.
 
     Args:
@@ -140,7 +140,7 @@ class GateStack(RowStack):
         self._beneath.pop(slot, None)
 
     def added(self, module: str, slot: int, x: Tensor) -> Tensor:
-        """Return what the gated piece and what lies beneath add, see `RowStack.added`; only gates get gradients."""
+        """Return what the gated piece and what lies beneath add, see `ApartStack.added`; only gates get gradients."""
         total = x.new_zeros(len(x), self.shapes[module][0])
         if piece := self._gated[slot].modules.get(module):
             total = total + gated(x, self._rows.leaf(slot, _gate(module)).to(x.dtype), piece)

@@ -1,10 +1,11 @@
 """What trainings by autograd have in common: slots whose values lie in rows, and tokens routed to them.
 
-A subclass says what one slot adds to one layer (`added`), or, where slots share work, what all add (`linear`).
+`RowStack` leaves to its subclasses what the slots add to a layer; those of an `ApartStack` add each for itself.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -47,15 +48,19 @@ class RowStack:
         """Say which slot each row of the next pack belongs to, and how many tokens it has; people play no part."""
         self._stretches = stretches(slots, lengths)
 
+    def regularize(self, slot: int) -> None:
+        """Add nothing: the loss is the likelihood of the answers alone."""
+
+
+class ApartStack(RowStack, ABC):
+    """S slots of which each adds to a layer what it makes of its own tokens."""
+
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output with what each row's slot adds."""
         check_routed(self._stretches, x, module)
         added = [self.added(module, part.slot, x[0, part.start : part.stop]) for part in self._stretches]
         return torch.nn.functional.linear(x, weight, bias) + torch.cat(added)[None]
 
+    @abstractmethod
     def added(self, module: str, slot: int, x: Tensor) -> Tensor:
         """Return what a slot adds to a layer's output for its tokens `x (n, d_in)`, (n, d_out)."""
-        raise NotImplementedError
-
-    def regularize(self, slot: int) -> None:
-        """Add nothing: the loss is the likelihood of the answers alone."""

@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import alembic.config
 import sqlalchemy
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, CursorResult, Engine, event
+from sqlalchemy import Connection, CursorResult, Engine, Table, event
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -77,8 +77,8 @@ class Database:
         with _storage_errors(self.engine), self.engine.execution_options(**{WRITES: True}).begin() as connection:
             yield connection
 
-    def overwrite_deleted(self) -> bool:
-        """Take deleted content out of the database's files; False where readers at work put it off.
+    def overwrite_deleted(self, tables: Iterable[Table]) -> bool:
+        """Take what was deleted from tables out of the database's files; False where readers at work put it off.
 
         SQLite overwrites it when it is deleted, and here in its log; PostgreSQL keeps old row versions until its
         tables are vacuumed, which this does, and their bytes until the space is used again.
@@ -88,7 +88,7 @@ class Database:
             if self.kind == "sqlite":
                 busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
                 return not busy
-            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql(f"VACUUM {', '.join(table.name for table in tables)}")
             return True
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from torch import Tensor
 
+from mta.characters import whole_characters
 from mta.errors import AdapterError, Conflict, DataError, NotFound
 from mta.flat_records import Schema, read_record, schema_from_dict, write_record
 from mta.merging import Match
@@ -165,7 +166,7 @@ class UserStore:
                 for place, table in PLACES.items()
             }
             connection.execute(delete(USERS).where(USERS.c.id == user.id))
-        self.database.overwrite_deleted()
+        self.database.overwrite_deleted([USERS, *PLACES.values()])
         return {"user": 1, **removed}
 
     def audit(self, user: StoredUser) -> dict[str, int]:
@@ -359,21 +360,13 @@ class UserStore:
 
 def _check_texts(item: HistoryItem) -> None:
     for text in (item.item_id, item.time or "", *item.fields, *item.fields.values()):
-        if "\0" in text or not _is_unicode(text):
+        if "\0" in text or whole_characters(text) != text:
             raise DataError(
                 f"history item {item.item_id[:40]!r}: a text holds a character that cannot be kept (NUL, or half of a "
                 "surrogate pair); leave it out"
             )
     if not 0 < len(item.item_id) <= LONGEST_NAME or len(item.time or "") > LONGEST_NAME:
         raise DataError(f"history item {item.item_id[:40]!r}: its id and time have at most {LONGEST_NAME} characters")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _new_items(items: Iterable[HistoryItem], known: dict[str, HistoryItem]) -> list[HistoryItem]:
