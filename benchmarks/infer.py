@@ -4,7 +4,8 @@
         [--new-tokens 8] [--anyway]
 
 Every user asks one question of 100 to 200 tokens and gets 8 tokens of answer, or as many as asked for. An adapter is
-two of a bank's twelve anchors (rank 8), merged exactly, and an own part of rank 4. Ways, taking turns in one process:
+two of a bank's twelve anchors (rank 8), merged exactly, and an own part of rank 4, in the model's number format as a
+server holds them. Ways, taking turns in one process:
 
 - `engine`: all users in one batch, the bank's anchors held once; `engine, nothing shared` is the same without that.
 - `peft adapter_names`, `polylora` where it is installed, and `merge per user`: see `inference_peers.py`. Adding the
@@ -54,7 +55,8 @@ def make_requests(base: BaseModel, users: int, targets: Sequence[str]) -> list[R
 
         def factors(d_out: int, d_in: int) -> Factors:
             A = torch.randn(rank, d_in, generator=generator) / (rank * d_in) ** 0.5
-            return Factors(A, 2 * torch.randn(d_out, rank, generator=generator))
+            B = 2 * torch.randn(d_out, rank, generator=generator)
+            return Factors(A.to(base.dtype), B.to(base.dtype))
 
         return Adapter({name: factors(*shape) for name, shape in shapes.items()})
 

@@ -25,7 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
         "vector_cache", "tensor_files", "flat_records", "lora.attach", "lora.peft_format", "adapter_files", "forward",
-        "memory", "training", "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
+        "kv_cache", "memory", "training", "training_plan", "training_checkpoint", "training_store", "candidates",
+        "generation",
     ),
     # 4 the method
     (
@@ -35,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),
     # 6 many machines, many requests
-    ("distributed", "serving", "serving.*", "serving.migrations.*", "serving.migrations.versions.*"),
+    ("distributed", "serving", "serving.*", "serving.migrations.*", "serving.migrations.versions.*", "vllm_plugin"),
     # 7 command line
     ("cli", "cli.*"),
     # 8 what `import mta` offers; nothing inside imports it

@@ -85,13 +85,13 @@ def test_answers_are_the_same_in_halves(monkeypatch: pytest.MonkeyPatch) -> None
         return texts, [*nlls, *(float(one.scores[0]) for one in both)], [one.text for one in both]
 
     wanted = everything()
-    for name in ("_prefill", "answer_nll"):
+    for name in ("prefill", "answer_nll"):
         real = getattr(generation, name)
 
-        def limited(base: BaseModel, batch: Any, real: Any = real) -> Any:
+        def limited(base: BaseModel, batch: Any, real: Any = real, **options: Any) -> Any:
             if (batch.input_ids.shape[0] if batch.input_ids.shape[0] > 1 else len(getattr(batch, "lengths", "x"))) > 2:
                 raise torch.OutOfMemoryError
-            return real(base, batch)
+            return real(base, batch, **options)
 
         monkeypatch.setattr(generation, name, limited)
     found = everything()

@@ -233,21 +233,21 @@ def test_freed_memory_is_handed_back_only_when_passes_have_left_holes(monkeypatc
     held, handed = [100], []
     monkeypatch.setattr("mta.runtime.hand_back_memory", lambda: (handed.append(held[0]), held.__setitem__(0, 110)))
     memory = PassMemory(torch.device("cpu"), lambda: held[0])
-    for now in (200, 205, 209):  # the first pass needs 100; up to 110 are borne
+    for now in (200, 205, 220):  # after the first pass 200 are held; up to 220 are borne
         held[0] = now
         memory.after_pass()
     assert handed == []
-    held[0] = 211
+    held[0] = 221
     memory.after_pass()
-    assert (handed, held) == ([211], [110])
-    held[0] = 310  # a larger pass, on memory that has no holes: it needs 200
+    assert (handed, held) == ([221], [110])
+    held[0] = 300  # a larger pass, on memory that has no holes
     memory.after_pass()
-    held[0] = 329
+    held[0] = 330
     memory.after_pass()
-    assert handed == [211]
+    assert handed == [221]
     held[0] = 331
     memory.after_pass()
-    assert handed == [211, 331]
+    assert handed == [221, 331]
 
 
 def test_nothing_is_asked_or_handed_back_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from mta.base_model import BaseModel
 from mta.packing import Batch
@@ -28,7 +28,7 @@ TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
 def candidate_scores(
     base: BaseModel,
     prompts: Batch,
-    cache: DynamicCache,
+    cache: Cache,
     candidates: Sequence[Sequence[Sequence[int]]],
     *,
     temperatures: Sequence[float] = (1.0,),

@@ -19,12 +19,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from mta.base_model import BaseModel
 from mta.candidates import candidate_scores
 from mta.config import EngineConfig
 from mta.forward import answer_nll
+from mta.kv_cache import RoomyCache
 from mta.lora.attach import attached
 from mta.lora.frozen_stack import inference_stack
 from mta.lora.stacked import Finished
@@ -67,8 +67,8 @@ def generate(
 
     def complete(chosen: Sequence[Request]) -> list[str]:
         prompts = _prompts(base, chosen)
-        with torch.no_grad(), _routed(base, chosen):
-            return _completions(base, prompts, _prefill(base, prompts), max_new_tokens)
+        with torch.no_grad(), routed(base, [r.adapter for r in chosen]):
+            return _completions(base, prompts, prefill(base, prompts, room=max_new_tokens), max_new_tokens)
 
     for indices, batch in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
         for index, text in zip(indices, halve_until_it_fits(complete, batch, what=PROMPT), strict=True):
@@ -125,8 +125,8 @@ def answer_and_score(
     def answer(chosen: Sequence[tuple[Request, Sequence[Sequence[int]]]]) -> list[Answered]:
         asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
         prompts = _prompts(base, asked)
-        with torch.no_grad(), _routed(base, asked):
-            cache = _prefill(base, prompts)
+        with torch.no_grad(), routed(base, [r.adapter for r in asked]):
+            cache = prefill(base, prompts, room=max_new_tokens)
             warm = (1.0, *temperatures)
             scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored, temperatures=warm)
             texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
@@ -148,26 +148,30 @@ def _prompts(base: BaseModel, requests: Sequence[Request]) -> Batch:
     return left_pad([request.row.prompt for request in requests], pad_id=base.pad_id, device=base.device)
 
 
-def _prefill(base: BaseModel, prompts: Batch) -> DynamicCache:
+def prefill(base: BaseModel, prompts: Batch, *, room: int) -> RoomyCache:
     """Return keys and values of the prompts without their last token, which whoever goes on reads again.
 
-    Every layer keeps all of them, sliding windows too: masks say what is seen.
+    The model's head stays out of it: nobody asks what comes after these tokens.
+
+    Args:
+        base: the frozen model, adapters attached and rows routed.
+        prompts: (B, P) tokens, padded on the left.
+        room: tokens that will follow.
     """
-    cache = DynamicCache()
+    cache = RoomyCache(room)
     if prompts.input_ids.shape[1] > 1:
-        base.model(
+        base.model.get_decoder()(
             input_ids=prompts.input_ids[:, :-1],
             attention_mask=prompts.attention_mask[:, :-1],
             position_ids=prompts.position_ids[:, :-1],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
     return cache
 
 
 def _completions(
-    base: BaseModel, prompts: Batch, cache: DynamicCache, max_new_tokens: int, repetition_penalty: float = 1.0
+    base: BaseModel, prompts: Batch, cache: RoomyCache, max_new_tokens: int, repetition_penalty: float = 1.0
 ) -> list[str]:
     """Go on greedily from the prompts; the cache is used up."""
     output = base.model.generate(
@@ -191,7 +195,7 @@ def score_answers(base: BaseModel, requests: Sequence[Request], *, engine: Engin
 
     def score(chosen: Sequence[Request]) -> list[float]:
         pack = pack_rows([r.row for r in chosen], device=base.device)
-        with torch.no_grad(), _routed(base, chosen, lengths=pack.lengths):
+        with torch.no_grad(), routed(base, [r.adapter for r in chosen], lengths=pack.lengths):
             found: list[float] = answer_nll(base, pack).tolist()
         return found
 
@@ -209,18 +213,24 @@ def _batches(
         yield [index for index, _ in bucket], [item for _, item in bucket]
 
 
-def _routed(
-    base: BaseModel, requests: Sequence[Request], *, lengths: Sequence[int] | None = None
+def routed(
+    base: BaseModel, adapters: Sequence[Finished | None], *, lengths: Sequence[int] | None = None
 ) -> AbstractContextManager[None]:
-    """Attach the batch's distinct adapters and route each row to its own; `lengths` are those of a pack's rows."""
-    distinct: dict[int, Finished | None] = {id(r.adapter): r.adapter for r in requests}
+    """Attach a batch's distinct adapters inside a block, and route each row to its own.
+
+    Args:
+        base: the frozen model.
+        adapters: of each row; None is the bare base model.
+        lengths: tokens of each row where they form a pack; None for a padded batch.
+    """
+    distinct: dict[int, Finished | None] = {id(adapter): adapter for adapter in adapters}
     if all(adapter is None for adapter in distinct.values()):
         return nullcontext()
     place = {key: index for index, key in enumerate(distinct)}
     targets = {name.rsplit(".", 1)[-1] for adapter in distinct.values() if adapter for name in adapter.modules}
     shapes = base.shapes(sorted(targets))
     stack = inference_stack(list(distinct.values()), shapes, device=base.device, dtype=base.dtype)
-    rows = [place[id(r.adapter)] for r in requests]
+    rows = [place[id(adapter)] for adapter in adapters]
     if lengths is None:
         stack.route(torch.tensor(rows, device=base.device))
     else:

@@ -182,9 +182,9 @@ def length_buckets(items: Sequence[T], length: Callable[[T], int], *, tokens_per
     return buckets
 
 
-def left_pad(sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str) -> Batch:
-    """Pad token sequences on the left to the longest one."""
-    width = max(map(len, sequences))
+def left_pad(sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | str, least: int = 1) -> Batch:
+    """Pad token sequences on the left to the longest one, or to a width of at least so many tokens."""
+    width = max(least, *map(len, sequences))
     input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for index, sequence in enumerate(sequences):

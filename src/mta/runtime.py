@@ -136,12 +136,11 @@ class PassMemory:
     """
 
     SLACK = 1.1
-    """How much more than after the largest of such first passes may be held."""
+    """How much more than after the largest of such first passes may be held, of all that the process holds."""
 
     def __init__(self, device: torch.device, held: Callable[[], int] | None = None) -> None:
         self._held = held or rss_bytes
         self._watches = device.type == "cpu"
-        self._before = self._held() if self._watches else 0
         self._needed = 0
         self._fresh = True
 
@@ -149,17 +148,17 @@ class PassMemory:
         """Look at what is held, and hand back what is too much."""
         if not self._watches:
             return
-        grown = self._held() - self._before
+        held = self._held()
         if self._fresh:
-            self._needed, self._fresh = max(self._needed, grown), False
-        elif grown > self.SLACK * self._needed:
+            self._needed, self._fresh = max(self._needed, held), False
+        elif held > self.SLACK * self._needed:
             self.hand_back()
 
     def hand_back(self) -> None:
         """Hand back all that is free; whatever is needed next takes it anew."""
         if self._watches:
             hand_back_memory()
-            self._before, self._fresh = self._held(), True
+            self._fresh = True
 
 
 @functools.cache
