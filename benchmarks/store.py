@@ -40,7 +40,7 @@ from mta.lora.stacked import Shapes
 from mta.merging import Match
 from mta.serving.database import open_database
 from mta.serving.tenants import add_tenant
-from mta.serving.user_store import Revision, UserStore
+from mta.serving.user_store import Revision, RevisionHead, UserStore
 from mta.training_store import adapter_path
 
 T = TypeVar("T")
@@ -159,7 +159,7 @@ def through_memory(work: Work, _: Path) -> Turn:
 def through_store(work: Work, folder: Path) -> Turn:
     """Keep an adapter of each user in a user store, and load some by name."""
     one, schema = work.drawn()
-    revision = Revision(number=0, tensors=one, match=MATCH, bank="0" * 64, items=4)
+    revision = Revision(RevisionHead(match=MATCH, bank="0" * 64, items=4), one)
     database = open_database(f"sqlite:///{folder / 'users.db'}")
     try:
         store, tenant = UserStore(database), add_tenant(database, "everybody")

@@ -44,19 +44,22 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_at_least(config: object, least: float, *names: str) -> None:
+def require_at_least(config: object, least: float, *names: str) -> None:
+    """Check that fields are finite and not below a number."""
     for name in names:
         value = getattr(config, name)
         _require(least <= value < math.inf, f"{name} is {value}; it must be {least} or more{_finite(value)}")
 
 
-def _require_above_zero(config: object, *names: str) -> None:
+def require_above_zero(config: object, *names: str) -> None:
+    """Check that fields are finite and above 0."""
     for name in names:
         value = getattr(config, name)
         _require(0 < value < math.inf, f"{name} is {value}; it must be above 0{_finite(value)}")
 
 
-def _require_below_one(config: object, *names: str) -> None:
+def require_below_one(config: object, *names: str) -> None:
+    """Check that fields are in [0, 1)."""
     for name in names:
         value = getattr(config, name)
         _require(0 <= value < 1, f"{name} is {value}; it must be in [0, 1)")
@@ -66,7 +69,8 @@ def _finite(value: float) -> str:
     return " and finite" if value == math.inf else ""
 
 
-def _require_one_of(config: object, name: str, known: tuple[str, ...]) -> None:
+def require_one_of(config: object, name: str, known: tuple[str, ...]) -> None:
+    """Check that a field is one of the known values."""
     value = getattr(config, name)
     _require(value in known, f"{name} is {value!r}; choose one of {', '.join(known)}")
 
@@ -87,10 +91,10 @@ class PromptConfig:
     """"chat" uses the tokenizer's chat template, "plain" none, "auto" chat where the tokenizer has one."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 0, "history_k")
-        _require_at_least(self, 1, "history_words", "input_words")
-        _require_at_least(self, 32, "max_tokens")
-        _require_one_of(self, "template", ("auto", "chat", "plain"))
+        require_at_least(self, 0, "history_k")
+        require_at_least(self, 1, "history_words", "input_words")
+        require_at_least(self, 32, "max_tokens")
+        require_one_of(self, "template", ("auto", "chat", "plain"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +118,9 @@ class AnchorConfig:
     """Most iterations of one k-means run."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "bank_size", "n_init", "max_iter")
-        _require_at_least(self, 0, "min_label_entropy")
-        _require_at_least(self, 0, "min_history")
+        require_at_least(self, 1, "bank_size", "n_init", "max_iter")
+        require_at_least(self, 0, "min_label_entropy")
+        require_at_least(self, 0, "min_history")
         _require(0 <= self.seed <= MAX_SEED, f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 
 
@@ -179,17 +183,17 @@ class TrainConfig:
     """Seed of the initial A and of the order of examples."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "rank", "epochs", "batch_size", "patience")
-        _require_at_least(self, 0, "max_updates", "min_updates", "max_items", "clip_norm", "weight_decay")
-        _require_above_zero(self, "alpha", "lr", "eps")
-        _require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share", "dropout")
+        require_at_least(self, 1, "rank", "epochs", "batch_size", "patience")
+        require_at_least(self, 0, "max_updates", "min_updates", "max_items", "clip_norm", "weight_decay")
+        require_above_zero(self, "alpha", "lr", "eps")
+        require_below_one(self, "warmup_ratio", "beta1", "beta2", "held_out_share", "dropout")
         _require(
             self.form == "lora" or (self.dropout == 0 and self.train_a),
             f"form is {self.form!r} with dropout {self.dropout} and train_a {self.train_a}; only plain adapters (form "
             "'lora') have dropout or an A that is not trained",
         )
-        _require_one_of(self, "schedule", ("cosine", "linear", "constant"))
-        _require_one_of(self, "form", OWN_FORMS)
+        require_one_of(self, "schedule", ("cosine", "linear", "constant"))
+        require_one_of(self, "form", OWN_FORMS)
         names = self.target_modules
         _require(
             isinstance(names, tuple) and bool(names) and all(isinstance(name, str) and name for name in names),
@@ -221,9 +225,9 @@ class MatchConfig:
     """"nearest" takes the most similar anchors; "random" any, drawn anew for each user (a control)."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "document", ("item_mean", "first512"))
-        _require_one_of(self, "anchors", ("nearest", "random"))
-        _require_at_least(self, 1, "top_k")
+        require_one_of(self, "document", ("item_mean", "first512"))
+        require_one_of(self, "anchors", ("nearest", "random"))
+        require_at_least(self, 1, "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +253,10 @@ class MergeConfig:
     """Of "evidence": nobody's adapter has a posterior too, which shrinks the merge where no anchor fits."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "mode", ("cat", "linear"))
-        _require_above_zero(self, "evidence_temperature")
-        _require_one_of(self, "weights", WEIGHTS)
-        _require_above_zero(self, "temperature")
+        require_one_of(self, "mode", ("cat", "linear"))
+        require_above_zero(self, "evidence_temperature")
+        require_one_of(self, "weights", WEIGHTS)
+        require_above_zero(self, "temperature")
         _require(0 <= self.first_weight <= 1, f"first_weight is {self.first_weight}; it must be from 0 to 1")
         _require(
             self.weights == "fixed" or self.first_weight == MergeConfig.first_weight,
@@ -286,7 +290,7 @@ class BankConfig:
     """Training of that population adapter; its rank may differ from the anchors', its targets must be among theirs."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 0, "judges")
+        require_at_least(self, 0, "judges")
         for name in ("train", "population_train"):
             form = getattr(self, name).form
             _require(form == "lora", f"{name}.form is {form!r}; what lies beneath users is an adapter, form 'lora'")
@@ -314,8 +318,8 @@ class EngineConfig:
     """All users' adapters of a layer in one product, on a GPU that can; correct, and not yet timed on one."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "slots", "tokens_per_batch", "predict_tokens_per_batch")
-        _require_at_least(self, 0, "checkpoint_every_s")
+        require_at_least(self, 1, "slots", "tokens_per_batch", "predict_tokens_per_batch")
+        require_at_least(self, 0, "checkpoint_every_s")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

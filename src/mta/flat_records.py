@@ -91,15 +91,22 @@ def schema_from_dict(values: Mapping[str, Any]) -> Schema:
         numbers, base = values["numbers"], str(values["base_fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"not the schema of stored adapters ({error!r}); was it written by this package?") from error
-    return Schema(base, _known(numbers), shapes)
+    return Schema(base, known_numbers(numbers), shapes)
 
 
 def schema_of(tensors: Mapping[str, Tensor], *, base_fingerprint: str, numbers: Numbers = "bfloat16") -> Schema:
     """Return the schema of such tensors, in the order of their names."""
-    return Schema(base_fingerprint, _known(numbers), {name: tuple(tensors[name].shape) for name in sorted(tensors)})
+    return Schema(
+        base_fingerprint, known_numbers(numbers), {name: tuple(tensors[name].shape) for name in sorted(tensors)}
+    )
 
 
-def _known(numbers: str) -> Numbers:
+def known_numbers(numbers: str) -> Numbers:
+    """Return the name of a number format.
+
+    Raises:
+        AdapterError: there is none of this name.
+    """
     if numbers not in DTYPES:
         raise AdapterError(f"number format {numbers!r}; wanted one of {', '.join(DTYPES)}")
     return numbers  # type: ignore[return-value]

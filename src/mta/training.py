@@ -82,6 +82,8 @@ class TrainProgress:
     tokens: int
     seconds: float
     """Wall time, that of interrupted calls included."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Job id -> mean loss per answer token of the update it has just made; those that finished with it are left out."""
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ def train(
     checkpoint: Path | None = None,
     dtype: torch.dtype | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
+    before_pass: Callable[[], None] | None = None,
 ) -> Iterator[Trained]:
     """Train all jobs and yield each as it finishes.
 
@@ -118,6 +121,7 @@ def train(
             Remove the file when everything is stored (`finish_checkpoint`).
         dtype: dtype of the trained values and Adam's moments; float32 unless the model is wider.
         on_progress: called after every round.
+        before_pass: called before every forward pass, for example to let others go first.
 
     Raises:
         ConfigError: jobs that cannot share a stack, or equal job ids.
@@ -130,7 +134,7 @@ def train(
     dtype = dtype or torch.promote_types(base.dtype, torch.float32)
     engine = fit_passes(base, jobs, engine)
     with room_for(f"{min(engine.slots, len(jobs))} adapters in training (fewer slots need less)"):
-        run = _Engine(base, jobs, engine, dtype)
+        run = _Engine(base, jobs, engine, dtype, before_pass)
     fingerprint = sha256_json([jobs_fingerprint(jobs, engine.slots), base.fingerprint, str(base.dtype), str(dtype)])
     if checkpoint is not None and (state := load_state(checkpoint, fingerprint)) is not None:
         run.restore(state)
@@ -176,8 +180,16 @@ def _stack_key(job: TrainJob) -> tuple[str, int, float, tuple[str, ...], bool]:
 class _Engine:
     """The slots, the queue and one round of work."""
 
-    def __init__(self, base: BaseModel, jobs: Sequence[TrainJob], engine: EngineConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        jobs: Sequence[TrainJob],
+        engine: EngineConfig,
+        dtype: torch.dtype,
+        before_pass: Callable[[], None] | None,
+    ) -> None:
         self.base, self.jobs = base, list(jobs)
+        self.before_pass = before_pass
         self.tokens_per_batch = engine.tokens_per_batch
         self.stack = jobs[0].kind.make(
             jobs,
@@ -289,6 +301,8 @@ class _Engine:
         packs = fill_packs(work, lambda item: len(item[1]), tokens_per_batch=self.tokens_per_batch)
         with attached(self.base.model, self.stack), torch.set_grad_enabled(weights is not None):
             for part in packs:
+                if self.before_pass:
+                    self.before_pass()
                 slots = [live.slot for live, _ in part]
                 pack = pack_rows([row for _, row in part], device=self.base.device, adapters=slots)
                 self.stack.route([slots[row] for row in pack.rows], pack.lengths, pack.people)
@@ -337,7 +351,8 @@ class _Engine:
     def progress(self) -> TrainProgress:
         """Return how far this call is."""
         done = self.finished_total + sum(live.state.step for live in self.live.values())
-        return TrainProgress(done, self.total, len(self.finished), len(self.jobs), self.tokens, self.seconds())
+        losses = {live.job.job_id: live.state.losses[-1] for live in self.live.values()}
+        return TrainProgress(done, self.total, len(self.finished), len(self.jobs), self.tokens, self.seconds(), losses)
 
     def seconds(self) -> float:
         """Return the wall time of this call and of those it continues."""

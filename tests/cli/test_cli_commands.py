@@ -50,8 +50,14 @@ ORDER = (
     "report",
     "demo",
     "bank retire",
+    "keys add",
+    "keys list",
+    "keys revoke",
+    "users list",
 )
 NEEDS_NETWORK = ("data download",)
+NEEDS_PEOPLE = ("serve", "users audit", "users delete")
+"""See test_cli_serve.py."""
 
 
 def test_names_of_options_are_whole_on_a_narrow_screen() -> None:
@@ -79,7 +85,7 @@ def example(words: str) -> list[str]:
 
 
 def test_every_command_is_covered_here() -> None:
-    assert sorted(ALL) == sorted((*ORDER, *NEEDS_NETWORK))
+    assert sorted(ALL) == sorted((*ORDER, *NEEDS_NETWORK, *NEEDS_PEOPLE))
 
 
 def test_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

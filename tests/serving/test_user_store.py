@@ -30,7 +30,7 @@ from mta.serving.tenants import (
     revoke_key,
     tenant_of_key,
 )
-from mta.serving.user_store import Revision, StoredMatch, UserStore
+from mta.serving.user_store import Revision, RevisionHead, StoredMatch, UserStore
 
 MATCH = Match("ada", ("anchor-3", "anchor-1"), (0.83, 0.81), (0.506, 0.494))
 BANK = "0" * 64
@@ -45,7 +45,7 @@ def items(*numbers: int) -> list[HistoryItem]:
 def revision(seed: int = 0) -> tuple[Revision, Schema]:
     generator = torch.Generator().manual_seed(seed)
     tensors = {"q.A": torch.randn(4, 9, generator=generator), "q.B": torch.randn(12, 4, generator=generator)}
-    made = Revision(0, tensors, MATCH, BANK, items=3, note={"updates": 6})
+    made = Revision(RevisionHead(match=MATCH, bank=BANK, items=3, note={"updates": 6}), tensors)
     return made, schema_of(tensors, base_fingerprint="ab" * 32, numbers="float32")
 
 
@@ -80,9 +80,11 @@ def test_a_user_s_way(store: UserStore, acme: Tenant) -> None:
     assert store.save_revision(ada, made, schema) == 1
     kept = store.load_revision(ada)
     assert kept is not None
-    assert (kept.number, kept.match, kept.bank, kept.items, kept.note) == (1, MATCH, BANK, 3, {"updates": 6})
+    head = kept.head
+    assert (head.number, head.match, head.bank, head.items, head.note) == (1, MATCH, BANK, 3, {"updates": 6})
+    assert store.load_head(ada) == head
     assert all(torch.equal(kept.tensors[name], made.tensors[name]) for name in made.tensors)
-    assert kept.bytes == schema.record_bytes
+    assert head.bytes == schema.record_bytes
     again = store.find_user(acme, "ada")
     assert (again.items, again.revision) == (3, 1)
 
@@ -99,7 +101,7 @@ def test_what_was_written_is_there_when_opened_again(url: str) -> None:
     assert second.history(found) == tuple(items(1))
     kept = second.load_revision(found)
     assert kept is not None
-    assert kept.number == 1
+    assert kept.head.number == 1
     second.database.close()
 
 
@@ -124,8 +126,8 @@ def test_readers_see_whole_revisions_only(store: UserStore, acme: Tenant) -> Non
         while not over.is_set():
             kept = store.load_revision(ada)
             assert kept is not None
-            if not torch.equal(kept.tensors["q.A"], revision(kept.number - 1)[0].tensors["q.A"]):
-                wrong.append(kept.number)
+            if not torch.equal(kept.tensors["q.A"], revision(kept.head.number - 1)[0].tensors["q.A"]):
+                wrong.append(kept.head.number)
             seen += 1
         return seen
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mta.cli import bank, data, demo, growth, models, report, run, score, stages, sweep
+from mta.cli import bank, data, demo, growth, models, report, run, score, serve, stages, sweep
 
 app = typer.Typer(
     name="mta",
@@ -38,7 +38,7 @@ def _root(
     pass
 
 
-for part in (demo, models, data, bank, stages, score, run, sweep, growth, report):
+for part in (demo, models, data, bank, stages, score, run, sweep, growth, report, serve):
     part.register(app)
 
 

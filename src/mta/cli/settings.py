@@ -31,6 +31,7 @@ from mta.config import (
 )
 from mta.errors import ConfigError
 from mta.presets import Preset, default_preset, find_preset
+from mta.serving.settings import NUMBERS, UNKNOWN, ServeConfig
 
 if TYPE_CHECKING:
     from mta.base_model import BaseModel
@@ -106,6 +107,16 @@ class Plan:
             answers=self.answers,
             engine=self.engine,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """All settings of a server."""
+
+    match: MatchConfig
+    merge: MergeConfig
+    adapt: TrainConfig
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,4 +270,22 @@ ADAPT_ALONE = (
     Setting("--allow-proxy", TrainConfig, "allow_proxy", ("adapt",), "Adaptation"),
     Setting("--seed", TrainConfig, "seed", ("adapt",), "Adaptation"),
     *ENGINE,
+)
+
+
+def _serve(name: str, choices: tuple[str, ...] = ()) -> Setting:
+    return Setting(f"--{name.replace('_', '-')}", ServeConfig, name, ("serve",), "Serving", choices)
+
+
+SERVE = (
+    _serve("unknown", UNKNOWN),
+    _serve("adapter_numbers", NUMBERS),
+    *map(
+        _serve,
+        (
+            *("most_rows", "most_tokens", "most_waiting", "most_waiting_each", "deadline_s", "most_new_tokens"),
+            *("most_prompt_chars", "most_body_bytes", "most_history", "requests_per_minute", "cache_mb"),
+            *("adapt_slots", "adapt_tokens", "adapt_patience_s"),
+        ),
+    ),
 )

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
@@ -73,23 +73,31 @@ class StoredMatch:
     """Length of the history it was made from."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionHead:
+    """What is known of one trained adapter of a user without reading it."""
+
+    match: Match
+    """The anchors it was trained over."""
+    bank: str
+    """Checksum of their bank; "" for none."""
+    items: int
+    """Length of the history it was trained on."""
+    note: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
+    """Counts from 1; 0: not stored yet."""
+    created: float = 0.0
+    """Seconds since 1970."""
+    bytes: int = 0
+    """Of the record."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """One trained adapter of a user."""
 
-    number: int
-    """Counts from 1."""
+    head: RevisionHead
     tensors: Mapping[str, Tensor]
-    match: Match
-    """The anchors it was trained over."""
-    bank: str
-    """Checksum of their bank."""
-    items: int
-    """Length of the history it was trained on."""
-    created: float = 0.0
-    note: Mapping[str, Any] = field(default_factory=dict)
-    bytes: int = 0
-    """Of the record."""
 
 
 class UserStore:
@@ -277,7 +285,7 @@ class UserStore:
 
         Args:
             user: whose.
-            revision: its number is not used.
+            revision: its number, time and size are not used.
             schema: what the record is written by.
 
         Returns:
@@ -296,11 +304,11 @@ class UserStore:
                     user_id=user.id,
                     revision=number,
                     schema_identity=schema.identity,
-                    bank=revision.bank,
-                    anchors=_anchors_as_rows(revision.match),
-                    items=revision.items,
+                    bank=revision.head.bank,
+                    anchors=_anchors_as_rows(revision.head.match),
+                    items=revision.head.items,
                     record=record,
-                    note=dict(revision.note),
+                    note=dict(revision.head.note),
                     created=time.time(),
                 )
             )
@@ -314,24 +322,20 @@ class UserStore:
         Raises:
             AdapterError: the record is damaged.
         """
-        current = select(ADAPTERS).join(
-            USERS, (USERS.c.id == ADAPTERS.c.user_id) & (USERS.c.revision == ADAPTERS.c.revision)
-        )
         with self.database.reading() as connection:
-            row = connection.execute(current.where(USERS.c.id == user.id)).one_or_none()
+            row = connection.execute(
+                _current(user, *HEAD_COLUMNS, ADAPTERS.c.record, ADAPTERS.c.schema_identity)
+            ).one_or_none()
             if row is None:
                 return None
             schema = self._schema(connection, row.schema_identity)
-        return Revision(
-            number=row.revision,
-            tensors=read_record(row.record, schema),
-            match=_match_from_rows(user.name, row.anchors),
-            bank=row.bank,
-            items=row.items,
-            created=row.created,
-            note=row.note,
-            bytes=len(row.record),
-        )
+        return Revision(_head(user, row), read_record(row.record, schema))
+
+    def load_head(self, user: StoredUser) -> RevisionHead | None:
+        """Return what is known of the current adapter of a user, without its values; None where none was trained."""
+        with self.database.reading() as connection:
+            row = connection.execute(_current(user, *HEAD_COLUMNS)).one_or_none()
+        return None if row is None else _head(user, row)
 
     def _save_schema(self, connection: Connection, schema: Schema) -> None:
         if schema.identity in self._schemas:
@@ -381,6 +385,37 @@ def _new_items(items: Iterable[HistoryItem], known: dict[str, HistoryItem]) -> l
                 f"there is a history item {item.item_id!r} with other texts; give the new one an id of its own"
             )
     return new
+
+
+HEAD_COLUMNS = (
+    *(
+        ADAPTERS.c.revision,
+        ADAPTERS.c.bank,
+        ADAPTERS.c.anchors,
+        ADAPTERS.c["items"],
+        ADAPTERS.c.note,
+        ADAPTERS.c.created,
+    ),
+    func.length(ADAPTERS.c.record).label("bytes"),
+)
+
+
+def _current(user: StoredUser, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Return the query for columns of a user's current adapter."""
+    is_current = (USERS.c.id == ADAPTERS.c.user_id) & (USERS.c.revision == ADAPTERS.c.revision)
+    return select(*columns).join(USERS, is_current).where(USERS.c.id == user.id)
+
+
+def _head(user: StoredUser, row: Row[Any]) -> RevisionHead:
+    return RevisionHead(
+        number=row.revision,
+        match=_match_from_rows(user.name, row.anchors),
+        bank=row.bank,
+        items=row.items,
+        note=row.note,
+        created=row.created,
+        bytes=row.bytes,
+    )
 
 
 def _anchors_as_rows(match: Match) -> list[list[Any]]:

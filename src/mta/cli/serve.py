@@ -1,0 +1,235 @@
+"""`mta serve`, `mta keys` and `mta users`: many people from one process."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mta.cli import options
+from mta.cli.command import command
+from mta.cli.display import note, progress_bars, show_json, show_table
+from mta.cli.settings import ADAPT, MERGE, SERVE, TOP_K, Given, ServePlan
+from mta.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mta.bank import Bank
+    from mta.base_model import BaseModel
+    from mta.serving.database import Database
+    from mta.serving.server import Server
+
+STORE = "sqlite:///mta.db"
+Store = Annotated[
+    str, typer.Option("--store", help="Where people are kept: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.")
+]
+TenantName = Annotated[str, typer.Option("--tenant", help="Whose.")]
+Name = Annotated[str, typer.Argument(metavar="USER", help="Name of the person.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(
+        app,
+        "serve",
+        settings=(*SERVE, TOP_K, *MERGE, *ADAPT),
+        example="mta serve --base tiny-random --store sqlite:///u.db",
+    )(serve)
+    keys = typer.Typer(no_args_is_help=True, help="API keys of a server's tenants.")
+    app.add_typer(keys, name="keys")
+    command(keys, "add", example="mta keys add --tenant acme --label shop")(add)
+    command(keys, "list", example="mta keys list")(listed)
+    command(keys, "revoke", example="mta keys revoke 1")(revoke)
+    users = typer.Typer(no_args_is_help=True, help="People in a server's store.")
+    app.add_typer(users, name="users")
+    command(users, "list", example="mta users list --tenant acme")(people)
+    command(users, "audit", example="mta users audit ada")(audit)
+    command(users, "delete", example="mta users delete ada")(delete)
+
+
+def serve(
+    given: Given,
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="Folder of a bank; without one nothing is merged.")
+    ] = None,
+    base: options.BankBase = None,
+    store: Store = STORE,
+    task: Annotated[
+        str | None, typer.Option("--task", help=f"{options.TASK_HELP} By default the bank's; without a bank own-by-id.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; others than loopback need keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at.")] = 8000,
+    need_keys: Annotated[bool, typer.Option("--need-keys", help="Ask for keys on loopback too.")] = False,
+    playground: Annotated[bool, typer.Option("--playground/--no-playground", help="A page at / to try it.")] = True,
+    preset: options.Preset = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = 0,
+) -> None:
+    """Answer people over HTTP, with an OpenAI-compatible API, and adapt them in the background."""
+    from mta.bank import load_bank
+    from mta.cli.loading import load_base
+    from mta.serving.extra import need_serve_extra
+
+    need_serve_extra()
+    import uvicorn
+
+    from mta.serving.app import make_app
+
+    loaded = load_bank(bank) if bank else None
+    if loaded is None and base is None:
+        raise ConfigError("name a bank with --bank, or at least a base model with --base (mta models lists them)")
+    open_to_all = _is_loopback(host) and not need_keys
+    with progress_bars() as progress:
+        name = base or (loaded.base_name if loaded else "")
+        model = load_base(name, device=device, dtype=dtype, threads=threads, progress=progress)
+    server = _server(model, loaded, store, task=task, preset=preset, given=given, open_to_all=open_to_all)
+    app = make_app(server, playground=playground)
+    with server:
+        typer.echo(f"serving {server.people.base.name} for {server.people.task.title} at http://{host}:{port}")
+        note(
+            "requests need no key, since only this machine can reach the server"
+            if open_to_all
+            else "requests need keys"
+        )
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=30)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _server(
+    model: BaseModel,
+    bank: Bank | None,
+    store: str,
+    *,
+    task: str | None,
+    preset: str | None,
+    given: Given,
+    open_to_all: bool,
+) -> Server:
+    from mta.config import MatchConfig, PromptConfig
+    from mta.encoders import load_encoder
+    from mta.personalize import parameter_count
+    from mta.presets import default_preset, find_preset
+    from mta.serving.composition import Composition
+    from mta.serving.database import open_database
+    from mta.serving.people import People
+    from mta.serving.server import Server
+    from mta.serving.user_store import UserStore
+    from mta.tasks import get_task
+
+    if bank and task and task != bank.task.task_id:
+        raise ConfigError(f"--task is {task!r}, and the bank is of {bank.task.task_id!r}; leave --task out")
+    asked = bank.task if bank else get_task(task or "own-by-id")
+    found = find_preset(preset or default_preset(parameter_count(model)), asked.task_id)
+    match = bank.config.match if bank else MatchConfig()
+    plan = given.apply(ServePlan(match=match, merge=found.merge, adapt=found.adapt))
+    database = open_database(store)
+    people = People(
+        model,
+        Composition(
+            store=UserStore(database),
+            bank=bank,
+            encoder=load_encoder(match.encoder, device=model.device) if bank else None,
+            merge=plan.merge,
+            top_k=plan.match.top_k,
+        ),
+        task=asked,
+        prompts=bank.config.prompts if bank else PromptConfig(),
+        config=plan.serve,
+    )
+    return Server(people, database, config=plan.serve, adapt=plan.adapt, open_to_all=open_to_all)
+
+
+# keys -------------------------------------------------------------------------------------------------------------
+
+
+def add(
+    store: Store = STORE,
+    tenant: TenantName = "default",
+    label: Annotated[str, typer.Option("--label", help="What the key is for.")] = "key",
+) -> None:
+    """Make a key for a tenant, who is added if need be, and print it; it cannot be read again."""
+    from mta.serving.tenants import add_key, ensure_tenant
+
+    database = _database(store)
+    typer.echo(add_key(database, ensure_tenant(database, tenant), label=label))
+
+
+def listed(store: Store = STORE, as_json: options.Json = False) -> None:
+    """List the keys there are, without the keys themselves."""
+    from mta.serving.tenants import list_keys
+
+    notes = list_keys(_database(store))
+    if as_json:
+        show_json([{"id": one.id, "tenant": one.tenant, "label": one.label, "created": one.created} for one in notes])
+        return
+    show_table(("id", "tenant", "label"), [(one.id, one.tenant, one.label) for one in notes])
+
+
+def revoke(
+    number: Annotated[int, typer.Argument(metavar="ID", help="Number of the key.")], store: Store = STORE
+) -> None:
+    """Take a key away."""
+    from mta.serving.tenants import revoke_key
+
+    revoke_key(_database(store), number)
+    typer.echo(f"key {number} is revoked")
+
+
+# people -----------------------------------------------------------------------------------------------------------
+
+
+def people(store: Store = STORE, tenant: TenantName = "default", as_json: options.Json = False) -> None:
+    """List a tenant's people."""
+    from mta.serving.tenants import find_tenant
+    from mta.serving.user_store import UserStore
+
+    database = _database(store)
+    users = UserStore(database).list_users(find_tenant(database, tenant), limit=10**6)
+    if as_json:
+        show_json([{"id": user.name, "items": user.items, "revision": user.revision} for user in users])
+        return
+    show_table(("user", "history items", "revision"), [(user.name, user.items, user.revision) for user in users])
+
+
+def audit(user: Name, store: Store = STORE, tenant: TenantName = "default", as_json: options.Json = False) -> None:
+    """List every place in the store where data of a person is."""
+    from mta.serving.tenants import find_tenant
+    from mta.serving.user_store import UserStore
+
+    database = _database(store)
+    users = UserStore(database)
+    places = users.audit(users.find_user(find_tenant(database, tenant), user))
+    if as_json:
+        show_json(places)
+        return
+    show_table(("place", "rows"), list(places.items()))
+
+
+def delete(user: Name, store: Store = STORE, tenant: TenantName = "default") -> None:
+    """Delete a person with everything that is kept of her; a running server is better asked over its API."""
+    from mta.serving.tenants import find_tenant
+    from mta.serving.user_store import UserStore
+
+    database = _database(store)
+    users = UserStore(database)
+    removed = users.delete_user(users.find_user(find_tenant(database, tenant), user))
+    typer.echo(f"{user}: removed {', '.join(f'{count} {place}' for place, count in removed.items())}")
+
+
+def _database(store: str) -> Database:
+    from mta.serving.extra import need_serve_extra
+
+    need_serve_extra()
+    from mta.serving.database import open_database
+
+    return open_database(store)
