@@ -114,6 +114,7 @@ class FrozenStack:
         self._terms: dict[str, _Terms] = {}
         self._users = torch.empty(0, dtype=torch.int64)
         self._joined: dict[tuple[str, ...], _Joined] = {}
+        self._of_rows: dict[tuple[str, ...], Tensor] = {}
         self._stretches: tuple[Stretch, ...] = ()
         weights, like = _Weights(device, dtype), torch.empty(0, device=device, dtype=dtype)
         of_module = [user.modules if user else {} for user in users]
@@ -133,7 +134,7 @@ class FrozenStack:
 
     def route(self, rows: Tensor) -> None:
         """Choose each batch row's user, (batch,) indices."""
-        self._users, self._stretches = rows, ()
+        self._users, self._stretches, self._of_rows = rows, (), {}
 
     def route_pack(self, adapters: Sequence[int], lengths: Sequence[int]) -> None:
         """Choose the user, and give the number of tokens, of each row of the next pack."""
@@ -175,7 +176,9 @@ class FrozenStack:
     def _add_through_all_ranks(self, x: Tensor, ys: Sequence[Tensor], modules: tuple[str, ...]) -> None:
         """Add what each row's user has to the outputs of layers, every row by way of all ranks there are."""
         joined = self._together(modules)
-        z = torch.nn.functional.linear(x, joined.A) * joined.weights[self._users, None]  # (batch, T, sum of R)
+        if modules not in self._of_rows:  # once for all tokens of an answer
+            self._of_rows[modules] = joined.weights[self._users, None]
+        z = torch.nn.functional.linear(x, joined.A) * self._of_rows[modules]  # (batch, T, sum of R)
         Bs = [self._terms[module].B for module in modules]
         parts = torch.split(z.view(-1, z.shape[-1]), [len(B) for B in Bs], dim=1)
         for y, part, B in zip(ys, parts, Bs, strict=True):

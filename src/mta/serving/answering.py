@@ -24,6 +24,9 @@ from mta.serving.server import Server
 from mta.serving.tenants import Tenant
 from mta.serving.user_store import StoredUser
 
+RAW_TOKENS = 16
+"""Tokens made after a raw prompt where none are asked for, as OpenAI's API does."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -129,7 +132,7 @@ async def ask(server: Server, question: Question) -> Answer:
 def _prepare(server: Server, question: Question) -> tuple[Served, Row]:
     people = server.people
     user = _known(server, question)
-    most = question.max_new_tokens or (16 if question.raw else people.task.max_new_tokens)
+    most = question.max_new_tokens or (RAW_TOKENS if question.raw else people.task.max_new_tokens)
     if most > server.config.most_new_tokens:
         raise DataError(f"{most} tokens of answer were asked for; at most {server.config.most_new_tokens}")
     served = people.served(user, way=question.way)

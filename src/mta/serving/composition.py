@@ -4,8 +4,8 @@ Needs no base model.
 
 Example:
     >>> composition = Composition(store, bank=bank, encoder=encoder)
-    >>> composition.adapter(user).rank
-    20
+    >>> composition.match(user).anchor_ids
+    ('pool-003', 'pool-007')
 """
 
 from __future__ import annotations
@@ -94,19 +94,6 @@ class Composition:
     def own(self, revision: Revision) -> Adapter:
         """Return a revision's own part as an adapter."""
         return own_part(self.merged(revision.head.match), revision.tensors)
-
-    def adapter(self, user: StoredUser) -> AdapterSum | None:
-        """Return all of a person's adapter: adapted, else merged; None where nothing is known of her.
-
-        Raises:
-            AdapterError: her own part is damaged.
-        """
-        revision = self.store.load_revision(user)
-        if revision is not None and self.fits(revision.head):
-            return over(self.merged(revision.head.match), self.own(revision))
-        if user.items and self.bank is not None:
-            return self.merged(self.match(user))
-        return None
 
 
 def over(beneath: AdapterSum | None, own: Adapter) -> AdapterSum:

@@ -169,6 +169,7 @@ def _state(server: Server, user: StoredUser) -> dict[str, Any]:
     return {
         **_summary(user),
         "served": served.what,
+        "adapting": server.worker.losses.get(user.id),
         "anchors": [{"anchor": name, "similarity": round(s, 5), "weight": round(w, 5)} for name, s, w in anchors],
         "adapter": head and {
             "revision": head.number,
