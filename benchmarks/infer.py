@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from inference_peers import PeftNames, PolyLora, has_polylora, merge_per_user, whole
-from measuring import ratio, rows_of, table, take_turns, watched, write
+from measuring import machine, ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.generation import Request, generate
@@ -168,16 +168,16 @@ def main() -> None:
     for each in (base, *peer_bases):
         each.model.generation_config.eos_token_id = [each.model.config.vocab_size]  # none: all ways make all steps
 
-    def measured() -> list[dict[str, Any]]:
-        batches = [measure(base, peer_bases, users, options) for users in options.users or (1, 4, 16, 32, 64)]
-        require_agreement(batches, share=1.0 if base.dtype == torch.float32 else 0.5)
-        return batches
-
-    found, where = watched(measured, anyway=options.anyway)
+    found = []
+    for users in options.users or (1, 4, 16, 32, 64):
+        work = partial(measure, base, peer_bases, users, options)
+        batch, where = watched(work, anyway=options.anyway)
+        found.append({**batch, "machine": where})
+    require_agreement(found, share=1.0 if base.dtype == torch.float32 else 0.5)
     out = options.out / f"{options.targets}-{options.dtype}-{options.new_tokens}.json" if options.out else None
     write(
         out,
-        {"set_up": {"base": options.base, "new tokens": options.new_tokens}, "batches": found, "machine": where},
+        {"set_up": {"base": options.base, "new tokens": options.new_tokens}, "batches": found, "machine": machine()},
         page_of(found, options),
     )
 

@@ -1,7 +1,8 @@
 """Time several ways of doing the same work so that their ratios can be trusted.
 
 The ways take turns within one process, so that a machine that slows down slows all of them; medians are of ratios
-within a turn. A machine that does something else meanwhile is refused.
+within a turn, and a turn during which the machine's own speed moves is made again. A machine that does something else
+meanwhile is refused.
 
 Example:
     >>> times = take_turns({"ours": ours, "theirs": theirs}, repeats=5)
@@ -15,8 +16,9 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,9 +35,13 @@ Times = dict[str, list[float]]
 BUSY = 10.0
 """Percent of all processors above which a machine counts as doing something else."""
 STEADY = 10.0
-"""Percent by which a fixed product may change before what was measured meanwhile is thrown away."""
+"""Percent by which a fixed product may change during a turn that counts."""
 LOOK_S = 3.0
 """Seconds that are looked at."""
+BEATEN = 1.2
+"""Times the best contender's time from which a contender is given up."""
+WORTH_TELLING_S = 1.0
+"""Seconds from which a way's time is told as it comes."""
 
 
 def refuse_busy(*, anyway: bool) -> None:
@@ -51,18 +57,17 @@ def refuse_busy(*, anyway: bool) -> None:
 
 
 def watched(work: Callable[[], T], *, anyway: bool) -> tuple[T, dict[str, Any]]:
-    """Measure on a machine that does nothing else, before and after, and whose own speed stays.
+    """Measure on a machine that does nothing else, before and after.
 
     Returns:
         What the work returns, and what it was measured on: see `machine`, and by how many percent the time of a fixed
-        product of matrices has changed.
+        product of matrices has changed from beginning to end. Ratios are taken within turns, whose own speed is
+        watched (`take_turns`); what is measured without turns should be read with this change in mind.
     """
     refuse_busy(anyway=anyway)
     where, before = machine(), product_seconds()
     found = work()
     moved = 100 * (product_seconds() / before - 1)
-    if abs(moved) > STEADY and not anyway:
-        raise SystemExit(f"a fixed product of matrices takes {moved:+.0f} % as long as at first; measure again")
     refuse_busy(anyway=anyway)
     return found, {**where, "load after": os.getloadavg()[0], "speed moved, %": round(moved, 1)}
 
@@ -70,19 +75,62 @@ def watched(work: Callable[[], T], *, anyway: bool) -> tuple[T, dict[str, Any]]:
 def product_seconds() -> float:
     """Return what one product of matrices takes here, the least of some."""
     one = torch.ones(1024, 1024)
-    times = take_turns({"product": lambda: [one @ one for _ in range(4)]}, repeats=20)
-    return min(times["product"])
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        for _ in range(4):
+            one @ one
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int) -> Times:
-    """Run every way once to warm up, then `repeats` times in turn."""
-    times: Times = {name: [] for name in ways}
-    for _ in range(repeats + 1):
-        for name, work in ways.items():
-            started = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - started)
-    return {name: found[1:] for name, found in times.items()}
+def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int, contenders: Collection[str] = ()) -> Times:
+    """Run every way once to warm up, then in turn until `repeats` turns are good.
+
+    A turn during which the machine's own speed has moved is not good, and another one is made; as many may be lost as
+    are wanted. What takes long is told as it comes.
+
+    Args:
+        ways: name -> what to time.
+        repeats: good turns after the first.
+        contenders: ways of which only the best counts: those that are beaten by far in the first turn are left out of
+            the others, and of what is returned.
+
+    Raises:
+        SystemExit: too many turns were lost.
+    """
+    first = _turn(ways, "warm-up")
+    best = min((first[name] for name in contenders), default=0.0)
+    left = {name: work for name, work in ways.items() if name not in contenders or first[name] <= BEATEN * best}
+    good: list[dict[str, float]] = []
+    for turn in range(1, 2 * repeats + 1):
+        before = product_seconds()
+        taken = _turn(left, f"turn {turn}")
+        moved = 100 * (product_seconds() / before - 1)
+        if abs(moved) <= STEADY:
+            good.append(taken)
+        else:
+            tell(f"turn {turn} is lost: a fixed product of matrices takes {moved:+.0f} % as long as before it")
+        if len(good) == repeats:
+            return {name: [one[name] for one in good] for name in left}
+    raise SystemExit(f"the speed of this machine does not stay: {len(good)} of {2 * repeats} turns were good")
+
+
+def _turn(ways: Mapping[str, Callable[[], object]], title: str) -> dict[str, float]:
+    """Run every way once; return the seconds of each."""
+    taken = {}
+    for name, work in ways.items():
+        started = time.perf_counter()
+        work()
+        taken[name] = time.perf_counter() - started
+        if taken[name] > WORTH_TELLING_S:
+            tell(f"{title}: {name} {taken[name]:.2f} s")
+    return taken
+
+
+def tell(text: str) -> None:
+    """Say how far a long measurement is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def ratio(times: Times, slow: str, fast: str) -> float:

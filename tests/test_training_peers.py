@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from measuring import rows_of, take_turns
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig, TrainConfig
 from mta.lora.adapter import distance, scale
 from mta.packing import TokenRow
 from mta.training_plan import TrainJob
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from measuring import rows_of
 from train import ENGINE, best_of, require_equal, run_engine
 from training_peers import FORMS, HfTrainer, PeftLoop, rounds, trained_tokens
 
@@ -88,3 +87,39 @@ def test_the_best_way_is_chosen_turn_by_turn() -> None:
     assert rows_of(times, units=10, unit="tokens")["two"] == {
         "median_s": 2.5, "min_s": 2.0, "max_s": 3.0, "tokens_per_s": 4.0,
     }  # fmt: skip
+
+
+def test_beaten_contenders_are_given_up_after_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ran = [0.0], Counter[str]()
+    monkeypatch.setattr("measuring.product_seconds", lambda: 1.0)
+    monkeypatch.setattr("measuring.time.perf_counter", lambda: now[0])
+
+    def taking(name: str, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            ran[name] += 1
+            now[0] += seconds
+
+        return work
+
+    took = {"engine": 0.1, "good": 0.5, "nearly": 0.6, "beaten": 0.7, "slow, no contender": 0.9}
+    ways = {name: taking(name, seconds) for name, seconds in took.items()}
+    times = take_turns(ways, repeats=3, contenders=("good", "nearly", "beaten"))
+    assert ran == {"engine": 4, "good": 4, "nearly": 4, "beaten": 1, "slow, no contender": 4}
+    assert list(times) == ["engine", "good", "nearly", "slow, no contender"]
+    assert times["nearly"] == pytest.approx([0.6] * 3)
+
+
+def test_turns_in_which_the_machine_changes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = iter([1.0, 1.5, 1.5, 1.55, 1.6, 1.0, 1.0, 1.05])  # before and after each turn
+    monkeypatch.setattr("measuring.product_seconds", lambda: next(products))
+    ran = Counter[str]()
+    times = take_turns({"one": lambda: ran.update(["one"])}, repeats=2)
+    assert ran["one"] == 1 + 4  # to warm up, two turns lost, two good ones
+    assert len(times["one"]) == 2
+
+
+def test_a_machine_that_never_stays_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = itertools.count(1)
+    monkeypatch.setattr("measuring.product_seconds", lambda: 2.0 ** next(products))
+    with pytest.raises(SystemExit, match="0 of 4 turns were good"):
+        take_turns({"one": lambda: None}, repeats=2)
