@@ -1,15 +1,16 @@
-"""A PostgreSQL server for tests, in a folder of its own; it can be stopped hard and started again."""
+"""A PostgreSQL server for tests and benchmarks, in a folder of its own; it can be stopped hard and started again."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import psycopg
+
+from server_process import free_port
 
 FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
@@ -40,7 +41,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         folder.mkdir(parents=True)
         if os.geteuid() == 0 and (account := _account()):
             shutil.chown(folder, account.pw_uid, account.pw_gid)
@@ -76,11 +77,5 @@ class PostgresServer:
     def create(self, database: str) -> str:
         """Make an empty database and return its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{database}"')  # type: ignore[arg-type]
+            connection.execute(f'CREATE DATABASE "{database}"')
         return self.url(database)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 5 rivals and evaluation
     ("baselines", "baselines.*", "evaluation", "evaluation.*"),
     # 6 many machines, many requests
-    ("distributed", "serving", "serving.*", "serving.migrations.*", "serving.migrations.versions.*"),
+    ("distributed", "serving", "serving.*", "serving.migrations.*", "serving.migrations.versions.*", "vllm_plugin"),
     # 7 command line
     ("cli", "cli.*"),
     # 8 what `import mta` offers; nothing inside imports it

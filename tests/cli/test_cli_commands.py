@@ -56,7 +56,7 @@ ORDER = (
     "users list",
 )
 NEEDS_NETWORK = ("data download",)
-NEEDS_PEOPLE = ("serve", "users audit", "users delete")
+NEEDS_PEOPLE = ("serve", "users audit", "users delete", "users export")
 """See test_cli_serve.py."""
 
 

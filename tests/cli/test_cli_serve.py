@@ -11,8 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from cli_world import good, refused
+from mta.files import read_json
+from mta.lora.peft_format import read_peft
+from mta.merging import Match
+from mta.serving.database import open_database
+from mta.serving.tenants import ensure_tenant
+from mta.serving.user_store import StoredMatch, UserStore
+from small_world import invented_bank, person
 
 KEYS = ["--need-keys"]
 
@@ -71,3 +79,27 @@ def test_a_server_answers_keeps_people_and_stops(tmp_path: Path, options: list[s
 def test_a_server_needs_a_model_or_a_bank(tmp_path: Path) -> None:
     assert "name a bank with --bank" in refused("serve", "--store", f"sqlite:///{tmp_path / 'u.db'}")
     assert "it must be 1 or more" in refused("serve", "--base", "tiny-random", "--most-rows", "0")
+
+
+def test_people_are_exported_by_name_or_all_of_them(tmp_path: Path) -> None:
+    bank = invented_bank(tmp_path / "bank")
+    url = f"sqlite:///{tmp_path / 'u.db'}"
+    store = UserStore(open_database(url))
+    tenant = ensure_tenant(store.database, "default")
+    for name, count in (("ada", 2), ("bob", 3), ("new", 0)):
+        user = store.create_user(tenant, name)
+        store.append_history(user, person(name, items=count).history)
+        if count:
+            vector = torch.zeros(bank.vectors.shape[1])
+            match = Match(name, bank.anchor_ids[:2], (0.9, 0.8), (0.6, 0.4))
+            store.save_match(user, StoredMatch(match, vector, bank.checksum, count))
+    words = ["users", "export", "--store", url, "--bank", tmp_path / "bank", "--out", tmp_path / "out"]
+    told = good(*words)
+    assert "ada: ada@0, rank 4 of 4, lost 0.00%" in told.out
+    assert "new: nothing to export" in told.err
+    listed = read_json(tmp_path / "out" / "users.json")
+    assert [one["user"] for one in listed] == ["ada", "bob"]
+    assert read_peft(tmp_path / "out" / "bob@0").rank == 4
+    assert "rank 2 of 4" in good(*words, "bob", "--rank-budget", "2").out
+    assert "no user 'eve'" in refused(*words, "eve")
+    assert "name the bank" in refused("users", "export", "--store", url, "--out", tmp_path / "out")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mta.serving.database import Database, open_database
-from postgres import PostgresServer, missing
+from postgres_server import PostgresServer, missing
 
 COUNT = itertools.count()
 

@@ -58,9 +58,10 @@ def running(
 
 
 @contextmanager
-def listening(server: Server) -> Iterator[str]:
+def listening(server: Server, *, playground: bool = False) -> Iterator[str]:
     """Serve over a real socket; yield the address."""
-    http = uvicorn.Server(uvicorn.Config(make_app(server), host="127.0.0.1", port=0, log_level="warning"))
+    app = make_app(server, playground=playground)
+    http = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=http.run, daemon=True)
     thread.start()
     while not http.started:

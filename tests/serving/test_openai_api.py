@@ -12,7 +12,7 @@ from small_server import items, listening, running
 
 from mta.config import EngineConfig
 from mta.generation import Request, generate
-from mta.serving.app import make_app
+from mta.serving.app import LOOPBACK, make_app
 from mta.serving.server import Server
 
 ASKED = [{"role": "user", "content": "garden garden ada 9"}]
@@ -179,3 +179,9 @@ def test_a_question_of_a_deleted_person_is_a_strangers(client: TestClient, serve
     client.delete("/v1/users/ada")
     answer = client.post("/v1/chat/completions", json={"messages": ASKED, "user": "ada"}).json()
     assert answer["mta"]["served"] == "base"
+
+
+def test_a_server_without_keys_can_insist_on_its_own_name(server: Server) -> None:
+    app = make_app(server, hosts=LOOPBACK)
+    for host, status in (("localhost:8000", 200), ("127.0.0.1", 200), ("evil.example:8000", 400)):
+        assert TestClient(app).get("/v1/users", headers={"Host": host}).status_code == status

@@ -26,6 +26,9 @@ Store = Annotated[
 ]
 TenantName = Annotated[str, typer.Option("--tenant", help="Whose.")]
 Name = Annotated[str, typer.Argument(metavar="USER", help="Name of the person.")]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[USER]...", help="Names of people; without any, everybody.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +49,7 @@ def register(app: typer.Typer) -> None:
     command(users, "list", example="mta users list --tenant acme")(people)
     command(users, "audit", example="mta users audit ada")(audit)
     command(users, "delete", example="mta users delete ada")(delete)
+    command(users, "export", example="mta users export ada --bank runs/demo/bank --out loras --rank-budget 16")(export)
 
 
 def serve(
@@ -74,10 +78,10 @@ def serve(
     from mta.cli.loading import load_base
     from mta.serving.extra import need_serve_extra
 
-    need_serve_extra()
+    need_serve_extra(playground=playground)
     import uvicorn
 
-    from mta.serving.app import make_app
+    from mta.serving.app import LOOPBACK, make_app
 
     loaded = load_bank(bank) if bank else None
     if loaded is None and base is None:
@@ -87,7 +91,8 @@ def serve(
         name = base or (loaded.base_name if loaded else "")
         model = load_base(name, device=device, dtype=dtype, threads=threads, progress=progress)
     server = _server(model, loaded, store, task=task, preset=preset, given=given, open_to_all=open_to_all)
-    app = make_app(server, playground=playground)
+    own_names = (*LOOPBACK, host) if open_to_all and ":" not in host else ()
+    app = make_app(server, playground=playground, hosts=own_names)
     with server:
         typer.echo(f"serving {server.people.base.name} for {server.people.task.title} at http://{host}:{port}")
         note(
@@ -224,6 +229,49 @@ def delete(user: Name, store: Store = STORE, tenant: TenantName = "default") -> 
     users = UserStore(database)
     removed = users.delete_user(users.find_user(find_tenant(database, tenant), user))
     typer.echo(f"{user}: removed {', '.join(f'{count} {place}' for place, count in removed.items())}")
+
+
+def export(
+    out: options.Out,
+    users: Names = None,
+    store: Store = STORE,
+    tenant: TenantName = "default",
+    bank: Annotated[Path | None, typer.Option("--bank", help="The bank that people are served with.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base-name", help="Name of the base model for the loader; else the bank's.")
+    ] = None,
+    rank_budget: Annotated[
+        int | None, typer.Option("--rank-budget", min=1, help="Largest rank: 8, 16, 32 or 64 in vLLM. Else exact.")
+    ] = None,
+) -> None:
+    """Write people's whole adapters as plain LoRAs in PEFT's format, which vLLM, SGLang and LoRAX load."""
+    from mta.bank import load_bank
+    from mta.encoders import load_encoder
+    from mta.files import write_json
+    from mta.runtime import choose_device
+    from mta.serving.composition import Composition
+    from mta.serving.hand_over import INDEX, export_person, index_of
+    from mta.serving.tenants import find_tenant
+    from mta.serving.user_store import UserStore
+
+    database = _database(store)
+    people, whose = UserStore(database), find_tenant(database, tenant)
+    loaded = load_bank(bank) if bank else None
+    name = base or (loaded.base_name if loaded else None)
+    if name is None:
+        raise ConfigError("name the bank with --bank, or without one the base model with --base-name")
+    encoder = load_encoder(loaded.config.match.encoder, device=choose_device("cpu")) if loaded else None
+    composition = Composition(store=people, bank=loaded, encoder=encoder)
+    chosen = [people.find_user(whose, user) for user in users] if users else people.list_users(whose, limit=10**9)
+    handed = []
+    for user in chosen:
+        found = export_person(composition, user, out, base_model=name, rank_budget=rank_budget)
+        if found is None:
+            note(f"{user.name}: nothing to export; she has neither a history nor an adapter over this bank")
+            continue
+        handed.append(found)
+        typer.echo(f"{user.name}: {found.folder}, rank {found.rank} of {found.exact_rank}, lost {found.lost:.2%}")
+    write_json(out / INDEX, index_of(handed))
 
 
 def _database(store: str) -> Database:

@@ -45,6 +45,11 @@ class Gate:
         """Tenant -> (requests left, when that was)."""
         self._lock = threading.Lock()
 
+    @property
+    def needs_keys(self) -> bool:
+        """Whether requests without a key are refused."""
+        return self._open_to is None
+
     def tenant(self, authorization: str | None) -> Tenant:
         """Return whose request it is, by its Authorization header.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mta.errors import MtaError
@@ -28,8 +29,19 @@ PROTECTED = "/v1/"
 """Paths below this ask for a tenant."""
 
 
-def make_app(server: Server, *, playground: bool = False) -> FastAPI:
-    """Return the app of a running server, with a page to try it at / if wanted."""
+LOOPBACK = ("localhost", "127.0.0.1")
+"""Names of this machine for itself."""
+
+
+def make_app(server: Server, *, playground: bool = False, hosts: Sequence[str] = ()) -> FastAPI:
+    """Return the app of a running server.
+
+    Args:
+        server: what answers.
+        playground: whether there is a page to try it at /.
+        hosts: names that requests must call the server by; () for any. A server without keys on the loopback should
+            insist on `LOOPBACK`: other names come from web pages that have made their own name lead here.
+    """
     app = FastAPI(title="mta", summary="Personalized answers from one base model", docs_url="/docs", redoc_url=None)
     metrics = Metrics(server)
     add_error_handlers(app)
@@ -69,6 +81,12 @@ def make_app(server: Server, *, playground: bool = False) -> FastAPI:
         return response
 
     app.add_middleware(BodyLimit, most_bytes=server.config.most_body_bytes)
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if playground:
+        from mta.serving.playground import mount_playground  # slow to import, and not every server has the page
+
+        mount_playground(app, server)
     return app
 
 

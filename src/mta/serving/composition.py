@@ -95,6 +95,20 @@ class Composition:
         """Return a revision's own part as an adapter."""
         return own_part(self.merged(revision.head.match), revision.tensors)
 
+    def adapter(self, user: StoredUser) -> AdapterSum | None:
+        """Return all of a person's adapter: adapted, else merged; None where nothing is known of her.
+
+        Raises:
+            AdapterError: her own part is damaged.
+            BankError: there is no encoder to find her anchors with.
+        """
+        revision = self.store.load_revision(user)
+        if revision is not None and self.fits(revision.head):
+            return over(self.merged(revision.head.match), self.own(revision))
+        if user.items and self.bank is not None:
+            return self.merged(self.match(user))
+        return None
+
 
 def over(beneath: AdapterSum | None, own: Adapter) -> AdapterSum:
     """Return an own part on top of what lies beneath it."""

@@ -275,8 +275,18 @@ class UserStore:
             row = connection.execute(select(MATCHES).where(MATCHES.c.user_id == user.id)).one_or_none()
         if row is None:
             return None
-        vector = torch.from_numpy(np.frombuffer(row.vector, dtype=np.float32).copy())
-        return StoredMatch(_match_from_rows(user.name, row.anchors), vector, row.bank, row.items)
+        return StoredMatch(_match_from_rows(user.name, row.anchors), _vector(row.vector), row.bank, row.items)
+
+    def list_vectors(self, tenant: Tenant, *, bank: str, limit: int) -> dict[str, Tensor]:
+        """Return name -> (D,) vector of a tenant's people for whom anchors of a bank were found, the latest first."""
+        chosen = (
+            select(USERS.c.name, MATCHES.c.vector)
+            .join(MATCHES, MATCHES.c.user_id == USERS.c.id)
+            .where(USERS.c.tenant_id == tenant.id, MATCHES.c.bank == bank)
+            .order_by(MATCHES.c.created.desc())
+        )
+        with self.database.reading() as connection:
+            return {row.name: _vector(row.vector) for row in connection.execute(chosen.limit(limit))}
 
     # adapters -----------------------------------------------------------------------------------------------------
 
@@ -360,6 +370,10 @@ class UserStore:
         if row is None:
             raise NotFound(f"user {user.name!r} has been deleted meanwhile")
         return StoredUser(**row._mapping)
+
+
+def _vector(stored: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(stored, dtype=np.float32).copy())
 
 
 def _check_texts(item: HistoryItem) -> None:

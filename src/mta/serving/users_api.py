@@ -70,11 +70,6 @@ def user_routes(server: Server) -> APIRouter:
     def found(request: Request, name: str) -> StoredUser:
         return store.find_user(request.state.tenant, name)
 
-    def append(user: StoredUser, items: list[Item]) -> int:
-        records = [item.record() for item in items]
-        server.people.check_items(records)
-        return store.append_history(user, records, most=server.config.most_history)
-
     @routes.post("/v1/users", status_code=201)
     def create(body: NewUser, request: Request) -> dict[str, Any]:
         """Create a person, with a history or without."""
@@ -83,8 +78,8 @@ def user_routes(server: Server) -> APIRouter:
             raise DataError(f"{len(body.history)} history items; at most {server.config.most_history}")
         user = store.create_user(request.state.tenant, body.id)
         if body.history:
-            append(user, body.history)
-        return _state(server, found(request, body.id))
+            append_items(server, user, body.history)
+        return user_state(server, found(request, body.id))
 
     @routes.get("/v1/users")
     def listed(
@@ -99,7 +94,7 @@ def user_routes(server: Server) -> APIRouter:
     @routes.get("/v1/users/{name}")
     def read(name: str, request: Request) -> dict[str, Any]:
         """Read what is known of a person: anchors, weights, revision, whether she is adapted."""
-        return _state(server, found(request, name))
+        return user_state(server, found(request, name))
 
     @routes.delete("/v1/users/{name}")
     def delete(name: str, request: Request) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def user_routes(server: Server) -> APIRouter:
     def add_items(name: str, body: NewItems, request: Request) -> dict[str, Any]:
         """Append items to a history; one that is there already, word for word, is not added again."""
         user = found(request, name)
-        added = append(user, body.items)
+        added = append_items(server, user, body.items)
         return {"id": name, "added": added, "items": user.items + added}
 
     @routes.get("/v1/users/{name}/history")
@@ -141,12 +136,12 @@ def user_routes(server: Server) -> APIRouter:
     def order(tenant: Tenant, users: list[StoredUser]) -> dict[str, Any]:
         job = server.jobs.add(tenant, users)
         server.worker.wake()
-        return _job(server, job)
+        return job_state(server, job)
 
     @routes.get("/v1/jobs/{job_id}")
     def job(job_id: str, request: Request) -> dict[str, Any]:
         """Say how far a job is."""
-        return _job(server, server.jobs.find(request.state.tenant, job_id))
+        return job_state(server, server.jobs.find(request.state.tenant, job_id))
 
     return routes
 
@@ -161,7 +156,15 @@ def _summary(user: StoredUser) -> dict[str, Any]:
     }
 
 
-def _state(server: Server, user: StoredUser) -> dict[str, Any]:
+def append_items(server: Server, user: StoredUser, items: list[Item]) -> int:
+    """Append items to a person's history and return how many were new; see `UserStore.append_history`."""
+    records = [item.record() for item in items]
+    server.people.check_items(records)
+    return server.store.append_history(user, records, most=server.config.most_history)
+
+
+def user_state(server: Server, user: StoredUser) -> dict[str, Any]:
+    """Return what is known of a person, as the API tells it."""
     served = server.people.served(user, way="mta")
     head = server.store.load_head(user)
     match = served.match
@@ -182,7 +185,8 @@ def _state(server: Server, user: StoredUser) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _job(server: Server, job: Job) -> dict[str, Any]:
+def job_state(server: Server, job: Job) -> dict[str, Any]:
+    """Return how far a job is, as the API tells it."""
     return {
         "id": job.id,
         "state": job.state,
