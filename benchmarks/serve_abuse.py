@@ -14,8 +14,10 @@ or the marker in an answer ends the script.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -41,6 +43,7 @@ MEANT = (200, 201, 202, 400, 401, 404, 405, 409, 413, 429)
 SLOW_CLIENTS, SLOW_S = 64, 20.0
 ITEM = {"fields": {"input": "where?", "output": "here"}}
 HISTORY = 10**5
+JSON = {"Content-Type": "application/json"}
 ODD_QUESTIONS: tuple[dict[str, Any], ...] = (
     {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 10**12}, {"temperature": -1}, {"temperature": 1e308},
     {"top_p": 0}, {"seed": 2**80}, {"stop": [""] * 3}, {"stop": ["x"] * 10**4}, {"n": 5}, {"stream": "maybe"},
@@ -77,20 +80,23 @@ def generated(abuser: Abuser, address: str, examples: int, seed: int) -> None:
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing to break: no parameters and no body
+                _send_all(abuser, address, operation, mode, examples=examples, seed=seed)
 
-            @hypothesis.seed(seed)
-            @hypothesis.settings(
-                max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-            )
-            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-            def once(case: Any, what: str = f"generated, {mode.value}") -> None:
-                answer = case.call(base_url=address, headers=dict(abuser.client.headers))
-                abuser.judge(what, f"{case.method} {case.path}", answer.status_code, answer.content)
 
-            try:
-                once()
-            except hypothesis.errors.Unsatisfiable:
-                continue  # nothing to break: no parameters and no body
+def _send_all(abuser: Abuser, address: str, operation: Any, mode: GenerationMode, *, examples: int, seed: int) -> None:
+    """Send what is generated for one operation."""
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+    def once(case: Any) -> None:
+        answer = case.call(base_url=address, headers=dict(abuser.client.headers))
+        abuser.judge(f"generated, {mode.value}", f"{case.method} {case.path}", answer.status_code, answer.content)
+
+    once()
 
 
 def by_hand(abuser: Abuser, theirs: dict[str, str]) -> None:
@@ -115,10 +121,10 @@ def by_hand(abuser: Abuser, theirs: dict[str, str]) -> None:
         b'{"a":' * 50_000, json.dumps({"id": "x" * 10**6}).encode(), b'{"id": "\\u0000"}',
     ):  # fmt: skip
         for path in ("/v1/users", "/v1/users/eve/history", "/v1/adapt", "/v1/chat/completions", "/v1/completions"):
-            abuser.send("broken bodies", "POST", path, content=body, headers={"Content-Type": "application/json"})
+            abuser.send("broken bodies", "POST", path, content=body, headers=JSON)
     for extra in ODD_QUESTIONS:
         odd = {"messages": [{"role": "user", "content": "where?"}], "max_tokens": 4, **extra}
-        abuser.send("odd questions", "POST", "/v1/chat/completions", content=json.dumps(odd).encode())
+        abuser.send("odd questions", "POST", "/v1/chat/completions", content=json.dumps(odd).encode(), headers=JSON)
     for size in (3 * 10**6, 3 * 10**7):
         abuser.send("too large", "POST", "/v1/users", content=b"x" * size)
     abuser.send("too large", "POST", "/v1/users", content=(b"x" * 10**6 for _ in range(20)))  # of unsaid length
@@ -129,7 +135,7 @@ def by_hand(abuser: Abuser, theirs: dict[str, str]) -> None:
     for method in ("PUT", "PATCH", "OPTIONS", "TRACE", "DELETE", "HEAD"):
         for path in ("/v1/users", "/v1/models", "/v1/chat/completions", "/healthz", "/metrics"):
             abuser.send("other methods", method, path)
-    for key in ("", "Bearer", "Bearer ", "Basic YTpi", "Bearer mta-" + "x" * 10**4, "Bearer \xfc"):
+    for key in ("", "Bearer", "Bearer  mta", "Basic YTpi", "Bearer mta-" + "x" * 10**4, "Bearer \xfc"):
         headers = {"Authorization": key.encode("latin-1")}
         abuser.send("wrong keys", "GET", "/v1/users", headers=headers)
 
@@ -207,6 +213,9 @@ def suffer(examples: int, seed: int) -> dict[str, Any]:
                 by_hand(abuser, theirs)
                 slow = slowly(server.address)
                 generated(abuser, server.address, examples, seed)
+            except Violation:
+                print(server.log.read_text()[-4000:], file=sys.stderr)
+                raise
             finally:
                 honest.over.set()
                 honest.join()

@@ -126,7 +126,7 @@ class Life:
         answer = client.post("/v1/adapt", json={"users": people})
         if self._told("adaptations", answer):
             self.known.jobs.append(answer.json()["id"])
-        time.sleep(0.3)
+        time.sleep(1.0)
 
     def _ask(self, client: httpx.Client) -> None:
         person = random.choice(PEOPLE)
@@ -224,6 +224,7 @@ def suffer(kills: int, store: str, seed: int) -> dict[str, Any]:
         folder = Path(temporary)
         bank, question, item = set_up(folder)
         options = ["--bank", bank, "--store", url, "--no-playground", "--most-history", 10**6, "--threads", 1]
+        options += ["--adapt-max-items", 4, "--adapt-epochs", 1, "--adapt-patience-s", 0.02]  # many fit into a life
         for number in range(kills + 1):
             server = ServerProcess(options, folder)
             server.wait()

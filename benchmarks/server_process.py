@@ -33,7 +33,8 @@ class ServerProcess:
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
-        command = [sys.executable, "-m", "mta.cli.main", "serve", *options, "--port", self.port]
+        start = "from mta.cli.main import main; main()"
+        command = [sys.executable, "-c", start, "serve", *options, "--port", self.port]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
 

@@ -1,7 +1,7 @@
 """The number of threads changes rounding and nothing else: training on one of them, again on one, and on two.
 
 The tolerance, also stated in docs/reliability.md: each trained matrix, and a job's losses, change by less than 1e-4 of
-their size (Frobenius norm) in float32 and 1e-12 in float64. Measured were 8e-6 and 5e-14.
+their size (Frobenius norm) in float32 and 1e-11 in float64. Measured were 8e-6 and, by processor, 5e-14 to 1.2e-12.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mta.tensor_files import load_tensors, save_tensors
 from mta.training import train
 from mta.training_plan import TrainJob
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
 CALLS = {"one": 1, "one again": 1, "two": 2}
 """call -> threads"""
 CONFIG = TrainConfig(rank=8, alpha=16.0, lr=2e-3, epochs=2, batch_size=4, target_modules=ALL_LINEAR)

@@ -75,6 +75,16 @@ def test_a_seed_draws_the_same_in_any_company() -> None:
     assert first.made != other.made
 
 
+@pytest.mark.parametrize("sampling", [Sampling(temperature=5e-324), Sampling(temperature=2, top_p=5e-324)])
+def test_the_least_randomness_is_none(sampling: Sampling) -> None:
+    asked = rows(3, sampling=sampling)
+    batch = RunningBatch(BASE)
+    batch.join(asked)
+    while batch.rows:
+        batch.step()
+    assert texts(asked) == alone(asked)
+
+
 def test_the_nucleus_holds_the_likeliest_tokens_that_reach_the_share() -> None:
     shares = torch.tensor([0.1, 0.4, 0.2, 0.3])
     assert nucleus(shares, 0.65).tolist() == pytest.approx([0, 0.4, 0, 0.3])

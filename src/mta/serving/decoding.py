@@ -73,7 +73,8 @@ class Row:
         """Draw the next token by its scores, (V,)."""
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.sampling.seed)
-        shares = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
+        scores = logits.double().cpu()  # so that the smallest temperature and share still say something
+        shares = ((scores - scores.max()) / self.sampling.temperature).softmax(-1)
         return int(torch.multinomial(nucleus(shares, self.sampling.top_p), 1, generator=self._generator))
 
 
@@ -86,7 +87,7 @@ def nucleus(shares: Tensor, top_p: float) -> Tensor:
         return shares
     sorted_shares, order = shares.sort(descending=True, stable=True)
     before = sorted_shares.cumsum(-1) - sorted_shares
-    return torch.zeros_like(shares).scatter(-1, order, sorted_shares.where(before < top_p, torch.zeros(())))
+    return torch.zeros_like(shares).scatter(-1, order, sorted_shares.where(before < top_p, 0.0))
 
 
 def cache_tokens(rows: Sequence[Row]) -> int:
