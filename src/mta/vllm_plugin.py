@@ -7,11 +7,15 @@ a folder in memory, and hands it over. Settings come from the environment:
     MTA_VLLM_STORE      where people are, for example sqlite:///users.db
     MTA_VLLM_BANK       folder of the bank
     MTA_VLLM_TENANT     whose people may be named; "default" if not given
-    MTA_VLLM_BASE       name under which vLLM serves the base model
+    MTA_VLLM_BASE       the base model, as vLLM was told to serve it
     MTA_VLLM_RANK       largest rank, vLLM's --max-lora-rank; 16 if not given
     MTA_VLLM_FOLDER     where adapters are written; a folder in /dev/shm where there is one
     MTA_VLLM_KEEP       adapters kept there by each process; 512 if not given
     MTA_VLLM_SECRET     if given, names must end in a signature made with it, see `signed_name`
+
+vLLM remembers what was resolved, and reads an adapter's folder again when it has pushed the adapter out of its own
+memory. So MTA_VLLM_KEEP should be as many as are asked for between two starts; the folder of an old revision goes when
+it is asked for after a new one has come.
 
 Why names look as they do: vLLM keeps keys and values by the adapter's name, so that a new revision needs a new name;
 its numbers of adapters must be equal in all processes, so that they are made from the name and not by Python's hash;
@@ -100,7 +104,7 @@ class UserResolver:
     Args:
         composition: finds the parts of an adapter.
         tenant: whose people may be named.
-        base_model: name under which vLLM serves the base model; others are not answered.
+        base_model: the base model, as vLLM was told to serve it; others are not answered.
         folder: where adapters are written; this resolver's alone.
         make_request: vLLM's `LoRARequest`, called with `lora_name`, `lora_int_id` and `lora_path`.
         rank: largest rank.

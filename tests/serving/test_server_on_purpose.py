@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 import serve_abuse
 import serve_faults
 from postgres_server import missing
