@@ -1,4 +1,4 @@
-"""The resolver against vLLM's own classes, where vLLM can be imported (a GPU or its kernels are not needed for that)."""
+"""The resolver against vLLM's own classes, where vLLM can be imported; neither a GPU nor its kernels are needed."""
 
 from __future__ import annotations
 
