@@ -14,6 +14,7 @@ server holds them. Ways, taking turns in one process:
 
 Before any time is reported, the answers of all ways are compared; in bfloat16, where rounding may turn a greedy choice,
 most answers of all batches together must agree. Adapters are large enough that most answers are not the base model's.
+Sizes of batches that are in the file already are left as they are, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from typing import Any
 import torch
 
 from inference_peers import PeftNames, PolyLora, has_polylora, merge_per_user, whole
-from measuring import machine, ratio, rows_of, table, take_turns, watched, write
+from measuring import ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
+from mta.files import read_json
 from mta.generation import Request, generate
 from mta.lora.adapter import Adapter, AdapterSum, Factors
 from mta.packing import TokenRow
@@ -168,18 +170,17 @@ def main() -> None:
     for each in (base, *peer_bases):
         each.model.generation_config.eos_token_id = [each.model.config.vocab_size]  # none: all ways make all steps
 
-    found = []
+    out = options.out / f"{options.targets}-{options.dtype}-{options.new_tokens}.json" if options.out else None
+    found: list[dict[str, Any]] = read_json(out)["batches"] if out and out.exists() else []
     for users in options.users or (1, 4, 16, 32, 64):
+        if any(batch["users"] == users for batch in found):
+            continue
         work = partial(measure, base, peer_bases, users, options)
         batch, where = watched(work, anyway=options.anyway)
-        found.append({**batch, "machine": where})
-    require_agreement(found, share=1.0 if base.dtype == torch.float32 else 0.5)
-    out = options.out / f"{options.targets}-{options.dtype}-{options.new_tokens}.json" if options.out else None
-    write(
-        out,
-        {"set_up": {"base": options.base, "new tokens": options.new_tokens}, "batches": found, "machine": machine()},
-        page_of(found, options),
-    )
+        found = sorted([*found, {**batch, "machine": where}], key=lambda one: int(one["users"]))
+        require_agreement(found, share=1.0 if base.dtype == torch.float32 else 0.5)
+        set_up = {"base": options.base, "new tokens": options.new_tokens}
+        write(out, {"set_up": set_up, "batches": found, "machine": where}, page_of(found, options))
 
 
 if __name__ == "__main__":

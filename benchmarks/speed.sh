@@ -12,21 +12,31 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 out=$here/docs/results/speed
 export HF_HUB_OFFLINE=1
 
+run() { # run SCRIPT OPTIONS...
+  local script=$1
+  shift
+  "$here/.venv/bin/python" "$here/benchmarks/$script" "$@"
+}
+
 measure() { # measure FILE SCRIPT OPTIONS...
-  local file=$out/$1 script=$2
-  shift 2
-  [ -e "$file" ] || "$here/.venv/bin/python" "$here/benchmarks/$script" "$@"
+  local file=$out/$1
+  shift
+  [ -e "$file" ] || run "$@"
+}
+
+infer() { # infer OPTIONS...; goes on with the sizes of batches that are missing
+  run infer.py "$@" --out "$out/infer"
 }
 
 measure train/lamp-2.json train.py --data "$data" --case lamp-2 --out "$out/train"
-measure infer/all-bfloat16-8.json infer.py --dtype bfloat16 --out "$out/infer"
+infer --dtype bfloat16
 measure process_per_user.json process_per_user.py --data "$data" --out "$out"
 measure peak_memory.json peak_memory.py --data "$data" --out "$out"
 measure scale.json scale.py --out "$out"
 measure train/lamp-2-fp32.json train.py --data "$data" --case lamp-2-fp32 --out "$out/train"
-measure infer/all-bfloat16-64.json infer.py --new-tokens 64 --users 8 --users 32 --dtype bfloat16 --out "$out/infer"
-measure infer/all-float32-8.json infer.py --dtype float32 --out "$out/infer"
-measure infer/qv-bfloat16-8.json infer.py --targets qv --dtype bfloat16 --out "$out/infer"
+infer --new-tokens 64 --users 8 --users 32 --dtype bfloat16
+infer --dtype float32
+infer --targets qv --dtype bfloat16
 for case in lamp-2 lamp-2-fp32; do
   measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
 done
@@ -35,4 +45,4 @@ for case in lamp-2-1-user lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anch
   measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
 done
 measure store.json store.py --folder "${TMPDIR:-/tmp}" --out "$out"
-"$here/.venv/bin/python" "$here/benchmarks/speed_page.py" "$here/docs/results"
+run speed_page.py "$here/docs/results"
