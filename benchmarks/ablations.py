@@ -98,7 +98,7 @@ def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str
     usual = EngineConfig(slots=SLOTS)
     ways = {way: partial(go, usual, without) for way, without in WITHOUT.items()}
     ways |= {way: partial(go, engine, nullcontext) for way, engine in ENGINES.items()}
-    times, equality = take_trainings(base, jobs, ways, floors={}, repeats=options.repeats)
+    times, equality = take_trainings(base, jobs, ways, floors={}, repeats=options.repeats, anyway=options.anyway)
     return {
         "case": name,
         "tokens_per_batch": TOKENS,

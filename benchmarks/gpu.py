@@ -87,7 +87,9 @@ def make_jobs(words: int, options: argparse.Namespace) -> list[TrainJob]:
 def product_speed(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Return the floating-point operations a second of one large matrix product."""
     one, two = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = take_turns({"product": lambda: settled(lambda: [one @ two for _ in range(10)], device)}, repeats=5)
+    times = take_turns(
+        {"product": lambda: settled(lambda: [one @ two for _ in range(10)], device)}, repeats=5, anyway=True
+    )
     return 10 * 2 * size**3 / min(times["product"])
 
 
@@ -136,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     trainings |= {way: partial(peer, base, jobs, way) for way in (PLAIN, WHOLE)}
     ways = {name: partial(settled, work, device) for name, work in trainings.items()}
     floors = {FLOOR: partial(settled, partial(bare, base, jobs, engine), device)}
-    times, equality = take_trainings(base, jobs, ways, floors=floors, repeats=options.repeats)
+    times, equality = take_trainings(base, jobs, ways, floors=floors, repeats=options.repeats, anyway=options.anyway)
     tokens, flops = trained_tokens(jobs), floor_flops(base, jobs)
     speed = product_speed(device, dtype, 8192 if device.type == "cuda" else 512)
     rows = rows_of(times, units=tokens, unit="tokens")

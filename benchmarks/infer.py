@@ -116,7 +116,9 @@ def measure(
         MERGE: partial(merge_per_user, base, requests, options.new_tokens),
         BASE: partial(answer, [Request(request.row) for request in requests]),
     }
-    times = take_turns({name: partial(keep, name, work) for name, work in ways.items()}, repeats=options.repeats)
+    times = take_turns(
+        {name: partial(keep, name, work) for name, work in ways.items()}, repeats=options.repeats, anyway=options.anyway
+    )
     for peer in peers.values():
         peer.close()
     return {

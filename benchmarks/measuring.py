@@ -84,7 +84,9 @@ def product_seconds() -> float:
     return min(times)
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int, contenders: Collection[str] = ()) -> Times:
+def take_turns(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int, anyway: bool = False, contenders: Collection[str] = ()
+) -> Times:
     """Run every way once to warm up, then in turn until `repeats` turns are good.
 
     A turn during which the machine's own speed has moved is not good, and another one is made; as many may be lost as
@@ -93,6 +95,7 @@ def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int, conten
     Args:
         ways: name -> what to time.
         repeats: good turns after the first.
+        anyway: take every turn for good.
         contenders: ways of which only the best counts: those that are beaten by far in the first turn are left out of
             the others, and of what is returned.
 
@@ -107,7 +110,7 @@ def take_turns(ways: Mapping[str, Callable[[], object]], *, repeats: int, conten
         before = product_seconds()
         taken = _turn(left, f"turn {turn}")
         moved = 100 * (product_seconds() / before - 1)
-        if abs(moved) <= STEADY:
+        if anyway or abs(moved) <= STEADY:
             good.append(taken)
         else:
             tell(f"turn {turn} is lost: a fixed product of matrices takes {moved:+.0f} % as long as before it")

@@ -172,11 +172,11 @@ def run_stage(stage: str, folder: Path, base: BaseModel) -> None:
     subprocess.run([*map(str, words), "--dtype", dtype], check=True, stderr=subprocess.DEVNULL)
 
 
-def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], repeats: int) -> dict[str, Any]:
+def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argparse.Namespace) -> dict[str, Any]:
     """Time both ways."""
     found = Found()
     ways = {ENGINE: partial(in_one, base, jobs, found), PROCESSES: partial(in_processes, base, jobs, found)}
-    times = take_turns(ways, repeats=repeats)
+    times = take_turns(ways, repeats=options.repeats, anyway=options.anyway)
     equality = require_equal(base, jobs, found.adapters)
     same = sum(one == two for one, two in zip(*found.answers.values(), strict=True))
     if same < (1.0 if base.dtype == torch.float32 else 0.5) * len(jobs):
@@ -211,7 +211,7 @@ def compare(options: argparse.Namespace) -> None:
     """Time both ways and write one file."""
     case = replace(CASES["lamp-2-anchors"], users=options.users, dtype=options.dtype)
     base = load_base_model(options.base, dtype=options.dtype)
-    work = partial(measure, base, case, make_jobs(base, case, options.data), options.repeats)
+    work = partial(measure, base, case, make_jobs(base, case, options.data), options)
     result, where = watched(work, anyway=options.anyway)
     out = options.out / "process_per_user.json" if options.out else None
     write(out, {**result, "machine": where}, page_of(result))

@@ -14,11 +14,12 @@ import argparse
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from measuring import table, watched, write
@@ -112,15 +113,10 @@ def read(store: UserStore, people: int) -> dict[str, float]:
             raise SystemExit(f"{name} has no adapter")
         whole.append(time.perf_counter() - started)
     return {
-        f"{what}, {label} ms": round(1e3 * quantile(found, share), 3)
+        f"{what}, {label} ms": round(1e3 * float(np.quantile(found, share)), 3)
         for what, found in (("person and head", by_name), ("adapter", whole))
         for label, share in (("p50", 0.5), ("p95", 0.95))
     }
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value that a share of all does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

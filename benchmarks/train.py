@@ -14,6 +14,7 @@ on.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -189,6 +190,7 @@ def take_trainings(
     *,
     floors: Mapping[str, Callable[[], object]],
     repeats: int,
+    anyway: bool,
 ) -> tuple[Times, dict[str, float]]:
     """Time ways to train and floors in turn; see `require_equal` for what else is returned."""
     found: dict[str, Adapters] = {}
@@ -198,7 +200,7 @@ def take_trainings(
 
     kept = {name: partial(keep, name, work) for name, work in ways.items()}
     contenders = [way for way in STRONG if way in ways]
-    times = take_turns(kept | dict(floors), repeats=repeats, contenders=contenders)
+    times = take_turns(kept | dict(floors), repeats=repeats, anyway=anyway, contenders=contenders)
     return times, require_equal(base, jobs, found)
 
 
@@ -207,13 +209,13 @@ def best_of(times: Times, ways: Sequence[str]) -> list[float]:
     return [min(turn) for turn in zip(*(times[way] for way in ways if way in times), strict=True)]
 
 
-def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], repeats: int) -> dict[str, Any]:
+def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argparse.Namespace) -> dict[str, Any]:
     """Time all ways of a case."""
     engine = EngineConfig(slots=8)
     ways = {ENGINE: partial(run_engine, base, jobs, engine)}
     ways |= {way: partial(peer, base, jobs, way) for way in case.ways}
     floors = {FLOOR: partial(bare, base, jobs, engine), WHOLE_FLOOR: partial(bare, base, jobs, engine, whole=True)}
-    times, equality = take_trainings(base, jobs, ways, floors=floors, repeats=repeats)
+    times, equality = take_trainings(base, jobs, ways, floors=floors, repeats=options.repeats, anyway=options.anyway)
     rows = rows_of(times, units=trained_tokens(jobs), unit="tokens")
     times[BEST] = best_of(times, STRONG)
     return {
@@ -262,7 +264,7 @@ def main() -> None:
         keep_freed_memory()
         case = CASES[name]
         base = load_base_model(options.base, dtype=case.dtype)
-        work = partial(measure, base, case, make_jobs(base, case, options.data), options.repeats)
+        work = partial(measure, base, case, make_jobs(base, case, options.data), options)
         result, where = watched(work, anyway=options.anyway)
         write(out, {**result, "base": options.base, "machine": where}, page_of(name, result))
 

@@ -29,6 +29,7 @@ def create(client: httpx.Client, user: User) -> None:
 
 def adapt(client: httpx.Client, people: list[User]) -> None:
     """Order the adaptation of people and wait for it."""
+    print("adapting (a minute or two on a CPU) ...", flush=True)
     job = client.post("/v1/adapt", json={"users": [user.user_id for user in people]}).raise_for_status().json()
     while job["state"] in ("waiting", "running"):
         time.sleep(0.5)

@@ -15,7 +15,8 @@ a folder in memory, and hands it over. Settings come from the environment:
 
 vLLM remembers what was resolved, and reads an adapter's folder again when it has pushed the adapter out of its own
 memory. So MTA_VLLM_KEEP should be as many as are asked for between two starts; the folder of an old revision goes when
-it is asked for after a new one has come.
+it is asked for after a new one has come. Merged anchors, revision 0, stay as they were when first asked for, until vLLM
+starts again.
 
 Why names look as they do: vLLM keeps keys and values by the adapter's name, so that a new revision needs a new name;
 its numbers of adapters must be equal in all processes, so that they are made from the name and not by Python's hash;
@@ -143,7 +144,7 @@ class UserResolver:
         """Return the folder of an adapter, written if need be; None where the revision is not the current one."""
         with self._lock:
             user = self.composition.store.find_user(self.tenant, wanted.user)
-            if user.revision != wanted.revision:
+            if self.composition.revision(user) != wanted.revision:
                 self._remove(name)
                 return None
             if name not in self._written:
@@ -153,6 +154,9 @@ class UserResolver:
                 if handed is None:
                     return None
                 self._written[name] = self.folder / handed.folder
+                if handed.revision != wanted.revision:  # a new one has come in between
+                    self._remove(name)
+                    return None
             self._written.move_to_end(name)
             while len(self._written) > self.keep:
                 self._remove(next(iter(self._written)))
@@ -193,7 +197,7 @@ def resolver_from(environment: Mapping[str, str], make_request: Callable[..., An
     bank = load_bank(Path(setting("BANK")))
     encoder = load_encoder(bank.config.match.encoder, device=choose_device("cpu"))
     return UserResolver(
-        Composition(store=UserStore(database), bank=bank, encoder=encoder),
+        Composition(store=UserStore(database), bank=bank, encoder=encoder, top_k=bank.config.match.top_k),
         tenant=find_tenant(database, setting("TENANT", "default")),
         base_model=setting("BASE"),
         folder=own_folder(Path(setting("FOLDER", str(default_folder())))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -12,14 +13,16 @@ import torch
 from small_server import running
 
 from helpers import tiny_base
+from mta.config import MergeConfig
 from mta.files import read_json
-from mta.lora.adapter import Adapter
+from mta.lora.adapter import Adapter, scale
 from mta.lora.peft_format import read_peft
 from mta.records import HistoryItem
-from mta.serving.hand_over import HandedOver, export_person, folder_name, index_of
+from mta.serving.hand_over import HandedOver, export_person, index_of
 from mta.serving.people import MTA
 from mta.serving.server import Server
 from mta.serving.user_store import StoredUser
+from small_world import invented_bank
 
 ITEMS = [HistoryItem(f"i{n}", {"input": f"garden {n}", "output": f"rose {n}"}) for n in range(4)]
 
@@ -65,7 +68,7 @@ def test_what_is_written_is_what_answers(server: Server, tmp_path: Path, adapted
     assert served.adapter is not None
     folder = tmp_path / "out" / handed.folder
     assert folder.parent == tmp_path / "out"
-    assert handed.folder == folder_name(user) == f"%2E%2E%2Fada%20%F0%9F%8C%B9@{user.revision}"
+    assert handed.folder == f"%2E%2E%2Fada%20%F0%9F%8C%B9@{user.revision}"
     assert largest_difference(read_peft(folder), served.adapter.whole()) < 1e-6
     assert (handed.rank, handed.lost) == (handed.exact_rank, 0.0)
 
@@ -101,6 +104,39 @@ def test_a_rank_budget_says_what_it_costs(server: Server, tmp_path: Path) -> Non
     assert 0 < cut.lost < 1
     assert cut.lost == pytest.approx(float(missed / sum(squares.values())), rel=1e-3)
     assert exported(server, user, tmp_path / "roomy", budget=64).lost == 0
+
+
+def test_a_revision_is_merged_as_it_was_trained_whatever_the_settings_are_now(server: Server, tmp_path: Path) -> None:
+    user = made(server, "ada", adapted=True)
+    composition = server.people.composition
+    later = replace(composition, merge=MergeConfig(scale=0.25))
+    one, other = composition.whole(user), later.whole(user)
+    assert one is not None
+    assert other is not None
+    assert one.revision == other.revision == 1
+    assert largest_difference(one.adapter.whole(), other.adapter.whole()) == 0
+    plain = made(server, "bob")
+    merged, quarter = composition.whole(plain), later.whole(plain)
+    assert merged is not None
+    assert quarter is not None
+    assert largest_difference(scale(merged.adapter.whole(), 0.25), quarter.adapter.whole()) < 1e-6
+
+
+def test_anchors_are_found_anew_when_settings_that_decide_have_changed(server: Server) -> None:
+    user = made(server, "ada")
+    composition = server.people.composition
+    assert len(composition.match(user).anchor_ids) == 2
+    assert len(replace(composition, top_k=1).match(user).anchor_ids) == 1
+
+
+def test_a_revision_over_another_bank_is_not_handed_over_as_one(server: Server, tmp_path: Path) -> None:
+    user = made(server, "ada", adapted=True)
+    other = invented_bank(tmp_path / "other", seed=5)
+    handed = export_person(
+        replace(server.people.composition, bank=other), user, tmp_path / "out", base_model="tiny", rank_budget=None
+    )
+    assert handed is not None
+    assert (user.revision, handed.revision, handed.folder) == (1, 0, "ada@0")
 
 
 def test_who_is_unknown_has_nothing_to_hand_over(server: Server, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def page(browser, address: str, request: pytest.FixtureRequest) -> Iterator[Page
     errors: list[str] = []
     hosts: set[str | None] = set()
     opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("dialog", lambda dialog: errors.append(f"a dialog: {dialog.message}"))
     opened.on("request", lambda asked: hosts.add(urlparse(asked.url).hostname))
     opened.goto(address)
     expect(opened.locator("#who input")).to_be_visible(timeout=PATIENCE_MS)
@@ -105,14 +106,22 @@ def test_adaptation_is_watched_to_its_end(page: Page, server: Server) -> None:
     assert server.store.find_user(server.gate.tenant(None), "ada").revision == 1
 
 
+def test_why_somebody_is_not_adapted_is_said(page: Page, server: Server) -> None:
+    server.store.create_user(server.gate.tenant(None), "blank")
+    page.reload()
+    pick(page, "blank")
+    page.locator("#adapt").click()
+    expect(page.locator("#told")).to_contain_text("no training example in the history", timeout=PATIENCE_MS)
+
+
 def test_somebody_new_is_made_and_chosen(page: Page, server: Server) -> None:
     page.get_by_text("New person, or more history").click()
-    page.locator("#name textarea, #name input").first.fill("cy <b>&")
+    page.locator("#name textarea, #name input").first.fill("cy <img src=x onerror=alert(1)>")
     page.locator("#lines textarea").fill('{"input": "garden", "output": "<script>alert(1)</script>"}')
     page.locator("#save").click()
     expect(page.locator("#about")).to_contain_text("1 items", timeout=PATIENCE_MS)
     expect(page.locator("#history")).to_contain_text("<script>alert(1)</script>")
-    assert server.store.find_user(server.gate.tenant(None), "cy <b>&").items == 1
+    assert server.store.find_user(server.gate.tenant(None), "cy <img src=x onerror=alert(1)>").items == 1
 
 
 def test_mistakes_are_told_in_words(page: Page) -> None:

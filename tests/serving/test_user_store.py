@@ -75,7 +75,7 @@ def test_a_user_s_way(store: UserStore, acme: Tenant) -> None:
     store.save_match(ada, StoredMatch(MATCH, torch.tensor([0.25, -1.5]), BANK, items=3))
     found = store.load_match(ada)
     assert found is not None
-    assert (found.match, found.bank, found.items, found.vector.tolist()) == (MATCH, BANK, 3, [0.25, -1.5])
+    assert (found.match, found.found_by, found.items, found.vector.tolist()) == (MATCH, BANK, 3, [0.25, -1.5])
     made, schema = revision()
     assert store.save_revision(ada, made, schema) == 1
     kept = store.load_revision(ada)

@@ -176,4 +176,7 @@ def test_settings_come_from_the_environment(server: Server, tmp_path: Path) -> N
 
 def test_without_settings_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MTA_VLLM_STORE", raising=False)
+    asked: list[object] = []
+    monkeypatch.setattr("mta.vllm_plugin.resolver_from", lambda *given: asked.append(given))
     register()
+    assert not asked

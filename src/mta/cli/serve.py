@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,12 @@ def register(app: typer.Typer) -> None:
     command(users, "list", example="mta users list --tenant acme")(people)
     command(users, "audit", example="mta users audit ada")(audit)
     command(users, "delete", example="mta users delete ada")(delete)
-    command(users, "export", example="mta users export ada --bank runs/demo/bank --out loras --rank-budget 16")(export)
+    command(
+        users,
+        "export",
+        settings=(TOP_K, *MERGE),
+        example="mta users export ada --bank runs/demo/bank --out loras --rank-budget 16",
+    )(export)
 
 
 def serve(
@@ -93,6 +99,7 @@ def serve(
     server = _server(model, loaded, store, task=task, preset=preset, given=given, open_to_all=open_to_all)
     own_names = (*LOOPBACK, host) if open_to_all and ":" not in host else ()
     app = make_app(server, playground=playground, hosts=own_names)
+    signal.signal(signal.SIGTERM, _end)  # uvicorn sends it to the process again when it has ended its own work
     with server:
         typer.echo(f"serving {server.people.base.name} for {server.people.task.title} at http://{host}:{port}")
         note(
@@ -101,6 +108,10 @@ def serve(
             else "requests need keys"
         )
         uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=30)
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _is_loopback(host: str) -> bool:
@@ -232,6 +243,7 @@ def delete(user: Name, store: Store = STORE, tenant: TenantName = "default") -> 
 
 
 def export(
+    given: Given,
     out: options.Out,
     users: Names = None,
     store: Store = STORE,
@@ -244,24 +256,32 @@ def export(
         int | None, typer.Option("--rank-budget", min=1, help="Largest rank: 8, 16, 32 or 64 in vLLM. Else exact.")
     ] = None,
 ) -> None:
-    """Write people's whole adapters as plain LoRAs in PEFT's format, which vLLM, SGLang and LoRAX load."""
+    """Write people's whole adapters as plain LoRAs in PEFT's format, which vLLM, SGLang and LoRAX load.
+
+    Settings of the merge are for people who are not adapted yet; give those that the server has.
+    """
     from mta.bank import load_bank
+    from mta.config import MatchConfig, MergeConfig, TrainConfig
     from mta.encoders import load_encoder
-    from mta.files import write_json
+    from mta.files import is_there, write_json
     from mta.runtime import choose_device
     from mta.serving.composition import Composition
     from mta.serving.hand_over import INDEX, export_person, index_of
     from mta.serving.tenants import find_tenant
     from mta.serving.user_store import UserStore
 
+    if is_there(out / INDEX):
+        raise ConfigError(f"{out} holds an export already; name another folder, or remove that one first")
     database = _database(store)
     people, whose = UserStore(database), find_tenant(database, tenant)
     loaded = load_bank(bank) if bank else None
+    match = loaded.config.match if loaded else MatchConfig()
+    plan = given.apply(ServePlan(match=match, merge=MergeConfig(), adapt=TrainConfig()))
     name = base or (loaded.base_name if loaded else None)
     if name is None:
         raise ConfigError("name the bank with --bank, or without one the base model with --base-name")
-    encoder = load_encoder(loaded.config.match.encoder, device=choose_device("cpu")) if loaded else None
-    composition = Composition(store=people, bank=loaded, encoder=encoder)
+    encoder = load_encoder(match.encoder, device=choose_device("cpu")) if loaded else None
+    composition = Composition(store=people, bank=loaded, encoder=encoder, merge=plan.merge, top_k=plan.match.top_k)
     chosen = [people.find_user(whose, user) for user in users] if users else people.list_users(whose, limit=10**9)
     handed = []
     for user in chosen:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mta.base_model import BaseModel
 from mta.compact import kind_of
-from mta.config import EngineConfig, TrainConfig
+from mta.config import EngineConfig, TrainConfig, to_dict
 from mta.errors import MtaError, NotFound, StorageError
 from mta.flat_records import known_numbers, schema_of
 from mta.lora.adapter import Recipe
@@ -204,7 +204,12 @@ class AdaptationWorker:
             match=task.match,
             bank=self._people.composition.bank_checksum,
             items=task.items,
-            note={"updates": done.updates, "tokens": done.tokens, "losses": [round(loss, 4) for loss in done.losses]},
+            note={
+                "updates": done.updates,
+                "tokens": done.tokens,
+                "losses": [round(loss, 4) for loss in done.losses],
+                "merge": to_dict(self._people.composition.merge),
+            },
         )
         try:
             self._people.store.save_revision(task.user, Revision(head, done.tensors), schema)

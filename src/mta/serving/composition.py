@@ -14,14 +14,24 @@ import threading
 from dataclasses import dataclass, field
 
 from mta.bank import Bank
-from mta.config import MergeConfig
+from mta.config import MergeConfig, from_dict, to_dict
 from mta.encoders import Encoder, document_vectors
 from mta.errors import BankError
+from mta.files import sha256_json
 from mta.lora.adapter import Adapter, AdapterSum
 from mta.lora.core import own_part
 from mta.merging import Match, match_anchors, match_in_blocks, reweigh
 from mta.records import User
 from mta.serving.user_store import Revision, RevisionHead, StoredMatch, StoredUser, UserStore
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All of a person's adapter."""
+
+    adapter: AdapterSum
+    revision: int
+    """Of the own part in it; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,11 @@ class Composition:
     top_k: int = 2
     """Anchors of a person."""
     _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def found_by(self) -> str:
+        """Identifies how anchors are found and weighed: the bank, and the settings that decide. "" without a bank."""
+        return sha256_json([self.bank.checksum, to_dict(self.merge), self.top_k]) if self.bank else ""
 
     @property
     def bank_checksum(self) -> str:
@@ -57,7 +72,7 @@ class Composition:
         if self.bank is None:
             raise BankError("there are no anchors without a bank; name one with --bank")
         known = self.store.load_match(user)
-        if known and known.bank == self.bank.checksum and known.items == user.items:
+        if known and known.found_by == self.found_by and known.items == user.items:
             return known.match
         return self._matched(user, self.bank)
 
@@ -78,14 +93,18 @@ class Composition:
             top_k=min(self.top_k, len(bank.anchor_ids)),
         )
         found = reweigh(nearest, self.merge)
-        self.store.save_match(user, StoredMatch(found, vectors[0], bank.checksum, len(person.history)))
+        self.store.save_match(user, StoredMatch(found, vectors[0], self.found_by, len(person.history)))
         return found
 
-    def merged(self, match: Match) -> AdapterSum | None:
-        """Return the merged anchors of a match; None where there are none."""
+    def merged(self, match: Match, merge: MergeConfig | None = None) -> AdapterSum | None:
+        """Return the merged anchors of a match, by these settings or the present ones; None where there are none."""
         if self.bank is None or not match.anchor_ids:
             return None
-        return self.bank.merged(match.anchor_ids, match.weights, self.merge)
+        return self.bank.merged(match.anchor_ids, match.weights, merge or self.merge)
+
+    def beneath(self, head: RevisionHead) -> AdapterSum | None:
+        """Return what a revision was trained over, merged by the settings of that time."""
+        return self.merged(head.match, from_dict(MergeConfig, head.note["merge"]) if "merge" in head.note else None)
 
     def fits(self, head: RevisionHead | None) -> bool:
         """Return whether a revision was trained over anchors of this bank."""
@@ -93,9 +112,14 @@ class Composition:
 
     def own(self, revision: Revision) -> Adapter:
         """Return a revision's own part as an adapter."""
-        return own_part(self.merged(revision.head.match), revision.tensors)
+        return own_part(self.beneath(revision.head), revision.tensors)
 
-    def adapter(self, user: StoredUser) -> AdapterSum | None:
+    def revision(self, user: StoredUser) -> int:
+        """Return the number of the revision that a person is answered with; 0: none fits, or none was trained."""
+        head = self.store.load_head(user)
+        return head.number if head is not None and self.fits(head) else 0
+
+    def whole(self, user: StoredUser) -> Whole | None:
         """Return all of a person's adapter: adapted, else merged; None where nothing is known of her.
 
         Raises:
@@ -104,10 +128,9 @@ class Composition:
         """
         revision = self.store.load_revision(user)
         if revision is not None and self.fits(revision.head):
-            return over(self.merged(revision.head.match), self.own(revision))
-        if user.items and self.bank is not None:
-            return self.merged(self.match(user))
-        return None
+            return Whole(over(self.beneath(revision.head), self.own(revision)), revision.head.number)
+        merged = self.merged(self.match(user)) if user.items and self.bank is not None else None
+        return Whole(merged, 0) if merged else None
 
 
 def over(beneath: AdapterSum | None, own: Adapter) -> AdapterSum:

@@ -60,22 +60,17 @@ def export_person(
         AdapterError: her own part is damaged.
         BankError: she has a history and no anchors were found for it yet, and there is no encoder.
     """
-    found = composition.adapter(user)
+    found = composition.whole(user)
     if found is None:
         return None
-    whole = map_tensors(found.whole(), lambda tensor: tensor.float())
+    whole = map_tensors(found.adapter.whole(), lambda tensor: tensor.float())
     small, lost = whole, 0.0
     if rank_budget is not None and whole.rank > rank_budget:
         small, lost = truncate(whole, rank_budget)
-    own = folder_name(user)
+    own = f"{safe_name(user.name)}@{found.revision}"
     make_folder(folder)
     write_peft(small, folder / own, base_model=base_model)
-    return HandedOver(user.name, own, user.revision, small.rank, whole.rank, lost)
-
-
-def folder_name(user: StoredUser) -> str:
-    """Return the name of a person's folder: her name, safe in paths, and her revision."""
-    return f"{safe_name(user.name)}@{user.revision}"
+    return HandedOver(user.name, own, found.revision, small.rank, whole.rank, lost)
 
 
 def index_of(handed: Sequence[HandedOver]) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ class People:
             head = revision.head  # a new one may have come in between
             own = self._cast(self.composition.own(revision))
             self.cache.put(user_id=user.id, revision=head.number, adapter=own)
-        return Served("adapted", over(self.composition.merged(head.match), own), head.number, head.match)
+        return Served("adapted", over(self.composition.beneath(head), own), head.number, head.match)
 
     # prompts ------------------------------------------------------------------------------------------------------
 

@@ -57,10 +57,10 @@ class Playground:
     def _tenant(self, key: str) -> Tenant:
         return self.server.gate.tenant(f"Bearer {key}" if key else None)
 
-    def _find(self, key: str, name: str | None) -> StoredUser:
+    def _find(self, tenant: Tenant, name: str | None) -> StoredUser:
         if not name:
             raise DataError("nobody is chosen; pick a person, or make one below")
-        return self.server.store.find_user(self._tenant(key), name)
+        return self.server.store.find_user(tenant, name)
 
     # what is known ------------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Playground:
 
     def about(self, key: str, name: str | None) -> tuple[str, list[list[Any]], list[list[str]], Any]:
         """Return what is known of a person: in words, her anchors, her history, and the map."""
-        user = self._find(key, name)
+        user = self._find(self._tenant(key), name)
         state = user_state(self.server, user)
         anchors = [[one["anchor"], one["weight"], one["similarity"]] for one in state["anchors"]]
         return in_words(state), anchors, self._history(user), self._map(user)
@@ -81,20 +81,23 @@ class Playground:
         return [[item.fields.get(field, "") for field in (task.input_field, task.output_field)] for item in newest]
 
     def _map(self, user: StoredUser) -> Any:
-        bank = self.server.people.composition.bank
-        if bank is None:
+        composition, store = self.server.people.composition, self.server.store
+        if composition.bank is None:
             return None
-        tenant = Tenant(user.tenant_id, "")
-        people = self.server.store.list_vectors(tenant, bank=bank.checksum, limit=ON_THE_MAP)
-        known = self.server.store.load_match(user)
-        if known and known.bank == bank.checksum:
-            people[user.name] = known.vector
-        anchors = len(bank.anchor_ids)
-        places = on_a_plane(torch.cat([bank.active_vectors.float().cpu(), *(v[None] for v in people.values())]))
-        anchor_ids = known.match.anchor_ids if known and user.name in people else ()
-        nearest = [bank.anchor_ids.index(one) for one in anchor_ids]
-        chosen = list(people).index(user.name) if user.name in people else None
-        return draw_map(places[:anchors], places[anchors:], chosen=chosen, nearest=nearest)
+        anchor_ids = composition.bank.anchor_ids
+        people = store.list_vectors(user.tenant_id, found_by=composition.found_by, limit=ON_THE_MAP)
+        known = store.load_match(user)
+        here = known if known and known.found_by == composition.found_by else None
+        if here:
+            people[user.name] = here.vector
+        vectors = [composition.bank.active_vectors.float().cpu(), *(vector[None] for vector in people.values())]
+        places = on_a_plane(torch.cat(vectors))
+        return draw_map(
+            places[: len(anchor_ids)],
+            places[len(anchor_ids) :],
+            chosen=list(people).index(user.name) if here else None,
+            nearest=[anchor_ids.index(one) for one in here.match.anchor_ids] if here else [],
+        )
 
     # changes ------------------------------------------------------------------------------------------------------
 
@@ -112,12 +115,13 @@ class Playground:
 
     async def adapt(self, key: str, name: str | None) -> AsyncIterator[tuple[str, pd.DataFrame]]:
         """Order a person's adaptation; yield how far it is and the loss of each update so far."""
-        user = await run_in_threadpool(self._find, key, name)
-        job = await run_in_threadpool(self.server.jobs.add, Tenant(user.tenant_id, ""), [user])
+        tenant = await run_in_threadpool(self._tenant, key)
+        user = await run_in_threadpool(self._find, tenant, name)
+        job = await run_in_threadpool(self.server.jobs.add, tenant, [user])
         self.server.worker.wake()
         losses: list[float] = []
         while True:
-            state = job_state(self.server, await run_in_threadpool(self._job, user, job.id))
+            state = await run_in_threadpool(self._job, tenant, job.id)
             losses = list(self.server.worker.losses.get(user.id, losses))
             if state["state"] in ("done", "failed"):
                 break
@@ -125,11 +129,13 @@ class Playground:
             await asyncio.sleep(LOOK_S)
         head = await run_in_threadpool(self.server.store.load_head, user)
         kept = list(head.note.get("losses", losses)) if head and state["state"] == "done" else losses
-        said = "; ".join([f"{state['state']} after {state['seconds']} s, {len(kept)} updates", *state["messages"]])
+        said = "; ".join(
+            [f"{state['state']} after {state['seconds']} s, {len(kept)} updates", *state["messages"].values()]
+        )
         yield said, loss_table(kept)
 
-    def _job(self, user: StoredUser, job_id: str) -> Any:
-        return self.server.jobs.find(Tenant(user.tenant_id, ""), job_id)
+    def _job(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+        return job_state(self.server, self.server.jobs.find(tenant, job_id))
 
     # answers ------------------------------------------------------------------------------------------------------
 
@@ -242,8 +248,10 @@ def make_page(does: Playground) -> gr.Blocks:
         save.click(_told(does.save), [key, name, lines], told).success(
             _told(lambda k, n: gr.Dropdown(choices=does.names(k), value=n)), [key, name], who
         ).success(**refresh)
-        send.click(_told_as_it_comes(does.ask), [key, who, text], answers)
-        adapt.click(_told_as_it_comes(does.adapt), [key, who], [told, losses]).success(**refresh)
+        send.click(_told_as_it_comes(does.ask), [key, who, text], answers, concurrency_limit=None)
+        adapt.click(_told_as_it_comes(does.adapt), [key, who], [told, losses], concurrency_limit=None).success(
+            **refresh
+        )
     return page
 
 

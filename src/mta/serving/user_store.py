@@ -67,8 +67,8 @@ class StoredMatch:
     match: Match
     vector: Tensor
     """(D,) float32, of the history as the matching encoder reads it."""
-    bank: str
-    """Checksum of the bank."""
+    found_by: str
+    """Identifies the bank and the settings it was made with."""
     items: int
     """Length of the history it was made from."""
 
@@ -258,7 +258,7 @@ class UserStore:
         """
         values = {
             "user_id": user.id,
-            "bank": found.bank,
+            "bank": found.found_by,
             "items": found.items,
             "vector": found.vector.detach().cpu().float().numpy().tobytes(),
             "anchors": _anchors_as_rows(found.match),
@@ -277,12 +277,12 @@ class UserStore:
             return None
         return StoredMatch(_match_from_rows(user.name, row.anchors), _vector(row.vector), row.bank, row.items)
 
-    def list_vectors(self, tenant: Tenant, *, bank: str, limit: int) -> dict[str, Tensor]:
-        """Return name -> (D,) vector of a tenant's people for whom anchors of a bank were found, the latest first."""
+    def list_vectors(self, tenant_id: int, *, found_by: str, limit: int) -> dict[str, Tensor]:
+        """Return name -> (D,) vector of a tenant's people whose anchors were found this way, the latest first."""
         chosen = (
             select(USERS.c.name, MATCHES.c.vector)
             .join(MATCHES, MATCHES.c.user_id == USERS.c.id)
-            .where(USERS.c.tenant_id == tenant.id, MATCHES.c.bank == bank)
+            .where(USERS.c.tenant_id == tenant_id, MATCHES.c.bank == found_by)
             .order_by(MATCHES.c.created.desc())
         )
         with self.database.reading() as connection:
