@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from measuring import case_options, ratio, rows_of, table, watched, write
+from measuring import case_options, ratio, rows_of, steadiness, table, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.packing import Pack, pack_rows
@@ -103,6 +103,7 @@ def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str
         "case": name,
         "tokens_per_batch": TOKENS,
         "equality": equality,
+        "moved within a turn, %": times.moved,
         "rows": rows_of(times, units=trained_tokens(jobs), unit="tokens"),
         "ratios": {way: ratio(times, way, ENGINE) for way in ways if way != ENGINE},
     }
@@ -115,7 +116,8 @@ def page_of(result: Mapping[str, Any]) -> str:
         for way, row in result["rows"].items()
     ]
     title = f"### {result['case']}: the engine ({result['tokens_per_batch']} tokens in a pass) and changes to it"
-    return f"{title}\n\n{table(['', 'median s', 'min - max', 'time / engine'], rows)}"
+    shown = table(["", "median s", "min - max", "time / engine"], rows)
+    return "\n\n".join([title, shown, steadiness(result)])
 
 
 def main() -> None:

@@ -123,6 +123,7 @@ def measure(
         peer.close()
     return {
         "users": users,
+        "moved within a turn, %": times.moved,
         "rows": rows_of(times, units=users, unit="queries"),
         "ratios": {
             "base / engine": ratio(times, BASE, ENGINE),

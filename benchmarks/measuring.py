@@ -1,8 +1,8 @@
 """Time several ways of doing the same work so that their ratios can be trusted.
 
 The ways take turns within one process, so that a machine that slows down slows all of them; medians are of ratios
-within a turn, and a turn during which the machine's own speed moves is made again. A machine that does something else
-meanwhile is refused.
+within a turn. A turn during which the machine's own speed moves is made again; where that helps little the steadiest
+turns are taken, and it is said by how much they moved. A machine that does something else meanwhile is refused.
 
 Example:
     >>> times = take_turns({"ours": ours, "theirs": theirs}, repeats=5)
@@ -29,8 +29,6 @@ from mta.files import write_json, write_text
 from mta.runtime import versions
 
 T = TypeVar("T")
-Times = dict[str, list[float]]
-"""Seconds of every turn, by way."""
 
 BUSY = 10.0
 """Percent of all processors above which a machine counts as doing something else."""
@@ -42,6 +40,20 @@ BEATEN = 1.2
 """Times the best contender's time from which a contender is given up."""
 WORTH_TELLING_S = 1.0
 """Seconds from which a way's time is told as it comes."""
+
+
+class Times(dict[str, list[float]]):
+    """Seconds of every turn that counts, by way."""
+
+    def __init__(self, seconds: Mapping[str, list[float]], turns: Mapping[int, float]) -> None:
+        super().__init__(seconds)
+        self.turns = dict(turns)
+        """Number of a turn, the warm-up being 0 -> percent by which a fixed product's time changed during it."""
+
+    @property
+    def moved(self) -> float:
+        """The largest change during a turn that counts, in percent."""
+        return round(max(map(abs, self.turns.values())), 1)
 
 
 def refuse_busy(*, anyway: bool) -> None:
@@ -89,34 +101,34 @@ def take_turns(
 ) -> Times:
     """Run every way once to warm up, then in turn until `repeats` turns are good.
 
-    A turn during which the machine's own speed has moved is not good, and another one is made; as many may be lost as
-    are wanted. What takes long is told as it comes.
+    A turn during which the machine's own speed has moved is not good, and another one is made. Where as many are lost
+    as are wanted, the steadiest ones are taken. What takes long is told as it comes.
 
     Args:
         ways: name -> what to time.
-        repeats: good turns after the first.
+        repeats: turns that count, after the first.
         anyway: take every turn for good.
         contenders: ways of which only the best counts: those that are beaten by far in the first turn are left out of
             the others, and of what is returned.
-
-    Raises:
-        SystemExit: too many turns were lost.
     """
     first = _turn(ways, "warm-up")
     best = min((first[name] for name in contenders), default=0.0)
     left = {name: work for name, work in ways.items() if name not in contenders or first[name] <= BEATEN * best}
-    good: list[dict[str, float]] = []
-    for turn in range(1, 2 * repeats + 1):
+    seconds: dict[int, dict[str, float]] = {}
+    moved: dict[int, float] = {}
+    for number in range(1, 2 * repeats + 1):
         before = product_seconds()
-        taken = _turn(left, f"turn {turn}")
-        moved = 100 * (product_seconds() / before - 1)
-        if anyway or abs(moved) <= STEADY:
-            good.append(taken)
-        else:
-            tell(f"turn {turn} is lost: a fixed product of matrices takes {moved:+.0f} % as long as before it")
-        if len(good) == repeats:
-            return {name: [one[name] for one in good] for name in left}
-    raise SystemExit(f"the speed of this machine does not stay: {len(good)} of {2 * repeats} turns were good")
+        seconds[number] = _turn(left, f"turn {number}")
+        moved[number] = 100 * (product_seconds() / before - 1)
+        if abs(moved[number]) > STEADY:
+            tell(f"turn {number}: a fixed product of matrices takes {moved[number]:+.0f} % longer than before it")
+        if sum(anyway or abs(percent) <= STEADY for percent in moved.values()) == repeats:
+            break
+    kept = list(moved) if anyway else sorted(moved, key=lambda number: abs(moved[number]))[:repeats]
+    kept.sort()
+    return Times(
+        {name: [seconds[number][name] for number in kept] for name in left}, {number: moved[number] for number in kept}
+    )
 
 
 def _turn(ways: Mapping[str, Callable[[], object]], title: str) -> dict[str, float]:
@@ -136,12 +148,12 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def ratio(times: Times, slow: str, fast: str) -> float:
+def ratio(times: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
     """Return the median over turns of one way's time divided by another's."""
     return round(statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True)), 3)
 
 
-def rows_of(times: Times, *, units: float, unit: str) -> dict[str, dict[str, float]]:
+def rows_of(times: Mapping[str, Sequence[float]], *, units: float, unit: str) -> dict[str, dict[str, float]]:
     """Return each way's median, extremes, and units of work per second."""
     return {
         name: {
@@ -162,6 +174,11 @@ def case_options(doc: str | None, cases: Iterable[str]) -> argparse.ArgumentPars
     parser.add_argument("--case", action="append", choices=list(cases), help="repeat it")
     parser.add_argument("--out", type=Path, help="folder")
     return parser
+
+
+def steadiness(found: Mapping[str, Any]) -> str:
+    """Say how much the machine's speed moved during the turns of a result."""
+    return f"Within a turn, the time of a fixed product moved by at most {found['moved within a turn, %']} %."
 
 
 def machine() -> dict[str, Any]:

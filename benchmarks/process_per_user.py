@@ -30,7 +30,7 @@ from typing import Any
 import peft
 import torch
 
-from measuring import ratio, rows_of, table, take_turns, watched, write
+from measuring import ratio, rows_of, steadiness, table, take_turns, watched, write
 from mta.adapter_files import load_adapter, save_adapter
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig, TrainConfig, from_dict, to_dict
@@ -182,12 +182,13 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argp
     if same < (1.0 if base.dtype == torch.float32 else 0.5) * len(jobs):
         raise SystemExit(f"the ways agree on {same} of {len(jobs)} answers; not comparable")
     rows = rows_of(times, units=case.users, unit="users")
-    times["engine, base model loaded before"] = found.seconds[1:]
+    times["engine, base model loaded before"] = [found.seconds[turn] for turn in times.turns]
     return {
         "users": case.users,
         "items": case.items,
         "dtype": case.dtype,
         "equality": {**equality, "equal answers": same},
+        "moved within a turn, %": times.moved,
         "rows": rows,
         "ratios": {
             f"engine vs {PROCESSES}": ratio(times, PROCESSES, ENGINE),
@@ -204,7 +205,7 @@ def page_of(result: Mapping[str, Any]) -> str:
     ]
     title = f"### One process per user: {result['users']} users x {result['items']} items of LaMP-2, {result['dtype']}"
     told = "; ".join(f"{key}: **{value}**" for key, value in result["ratios"].items())
-    return "\n\n".join([title, table(["", "median s", "min - max", "users/s"], rows), told])
+    return "\n\n".join([title, table(["", "median s", "min - max", "users/s"], rows), told, steadiness(result)])
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from measuring import Times, case_options, ratio, rows_of, table, take_turns, watched, write
+from measuring import Times, case_options, ratio, rows_of, steadiness, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig, PromptConfig, TrainConfig
 from mta.data.personas import make_personas
@@ -204,7 +204,7 @@ def take_trainings(
     return times, require_equal(base, jobs, found)
 
 
-def best_of(times: Times, ways: Sequence[str]) -> list[float]:
+def best_of(times: Mapping[str, Sequence[float]], ways: Sequence[str]) -> list[float]:
     """Return the least time of each turn."""
     return [min(turn) for turn in zip(*(times[way] for way in ways if way in times), strict=True)]
 
@@ -222,6 +222,7 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argp
         "case": asdict(case),
         "tokens": trained_tokens(jobs),
         "equality": equality,
+        "moved within a turn, %": times.moved,
         "rows": {
             name: {**row, "users_per_hour": round(3600 * case.users / row["median_s"])} for name, row in rows.items()
         },
@@ -247,7 +248,7 @@ def page_of(name: str, result: Mapping[str, Any]) -> str:
     shown = table(["", "median s", "min - max", "tokens/s", "users/h"], rows)
     ratios = "; ".join(f"{key}: **{value}**" for key, value in result["ratios"].items())
     equal = "; ".join(f"{key} {value}" for key, value in result["equality"].items())
-    return "\n\n".join([title, shown, ratios, f"After training: {equal}."])
+    return "\n\n".join([title, shown, ratios, f"After training: {equal}. {steadiness(result)}"])
 
 
 def main() -> None:
