@@ -34,6 +34,8 @@ BUSY = 10.0
 """Percent of all processors above which a machine counts as doing something else."""
 STEADY = 10.0
 """Percent by which a fixed product may change during a turn that counts."""
+SPARE = 2
+"""Turns that may be made again."""
 LOOK_S = 3.0
 """Seconds that are looked at."""
 BEATEN = 1.2
@@ -101,8 +103,8 @@ def take_turns(
 ) -> Times:
     """Run every way once to warm up, then in turn until `repeats` turns are good.
 
-    A turn during which the machine's own speed has moved is not good, and another one is made. Where as many are lost
-    as are wanted, the steadiest ones are taken. What takes long is told as it comes.
+    A turn during which the machine's own speed has moved is not good, and another one is made, `SPARE` times. Where
+    that is not enough, the steadiest turns are taken. What takes long is told as it comes.
 
     Args:
         ways: name -> what to time.
@@ -116,12 +118,12 @@ def take_turns(
     left = {name: work for name, work in ways.items() if name not in contenders or first[name] <= BEATEN * best}
     seconds: dict[int, dict[str, float]] = {}
     moved: dict[int, float] = {}
-    for number in range(1, 2 * repeats + 1):
+    for number in range(1, repeats + SPARE + 1):
         before = product_seconds()
         seconds[number] = _turn(left, f"turn {number}")
         moved[number] = 100 * (product_seconds() / before - 1)
         if abs(moved[number]) > STEADY:
-            tell(f"turn {number}: a fixed product of matrices takes {moved[number]:+.0f} % longer than before it")
+            tell(f"turn {number}: the time of a fixed product of matrices moved by {moved[number]:+.0f} %")
         if sum(anyway or abs(percent) <= STEADY for percent in moved.values()) == repeats:
             break
     kept = list(moved) if anyway else sorted(moved, key=lambda number: abs(moved[number]))[:repeats]

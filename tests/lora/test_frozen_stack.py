@@ -73,9 +73,10 @@ def test_a_pack_gets_the_same():
 def test_shared_terms_are_held_once():
     made = stack()
     shared = sum(a.rank for a in ANCHORS)
-    assert made._terms["first"].A.shape == (shared + 1, 5)
-    assert made._terms["second"].A.shape == (shared + 1 + 4, 5)
-    assert made._terms["first"].own.shape == (5, 3 + 4)  # the fullest user's ranks
+    first, second = (made._together((name,)) for name in SHAPES)
+    assert first.A.shape == (shared + 1, 5)
+    assert second.A.shape == (shared + 1 + 4, 5)
+    assert first.own.shape == (5, 3 + 4)  # the fullest user's ranks
 
 
 def test_a_sum_made_whole_is_the_exact_weighted_sum():

@@ -7,13 +7,14 @@ distinct term of a batch once, one below the other, and for each user one weight
 
 Where rows are short, as in a step of decoding, that is what is computed: all R ranks for every row, since reading the
 factors is what takes the time. Where rows are long, each row's own ranks are copied together first. Layers that
-read the same input share the product with A.
+read the same input share the product with A. Weights are taken in where the layers' products are cut apart, which are
+copied there anyway: adding up what lies apart in memory is slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -58,43 +59,54 @@ def inference_stack(
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
-    """One module's distinct terms, one below the other, and what each user takes of them."""
+class _Layer:
+    """One module's distinct terms, and what each user takes of them."""
 
-    A: Tensor
-    """(R, d_in)"""
-    B: Tensor
-    """(R, d_out)"""
+    terms: tuple[Factors, ...]
+    """of R ranks together"""
     weights: Tensor
     """(G, R)"""
     own: Tensor
     """(G, r) int64: the ranks with a weight, filled up with ranks without one"""
 
-    def copy(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy the ranks that users have together, A (b, r, d_in) and B (b, r, d_out) with the weights in it."""
-        own = self.own[users]
-        return self.A[own], self.B[own] * self.weights[users].gather(1, own)[..., None]
 
-
-@dataclass(frozen=True, slots=True)
 class _Joined:
-    """The terms of layers that read the same input, one layer's below the other's."""
+    """Layers that read the same input: their terms one below the other, one layer's below the other's.
 
-    A: Tensor
-    """(sum of R, d_in); the layers' own A are views of it"""
-    weights: Tensor
-    """(G, sum of R)"""
-    own: Tensor
-    """(G, sum of r) int64: places in A"""
+    Args:
+        layers: one or more.
+        like: an empty tensor of the device and dtype to hold them in.
+    """
 
+    def __init__(self, layers: Sequence[_Layer], like: Tensor) -> None:
+        ranks = [layer.weights.shape[1] for layer in layers]
+        self.A = torch.cat([term.A.to(like) for layer in layers for term in layer.terms])
+        """(sum of R, d_in)"""
+        self.As = torch.split(self.A, ranks)
+        """(R, d_in) of each layer"""
+        self.Bs = [torch.cat([term.B.to(like).T for term in layer.terms]) for layer in layers]
+        """(R, d_out) of each layer"""
+        self.layers = layers
+        self.weights = torch.cat([layer.weights for layer in layers], dim=1)
+        """(G, sum of R)"""
+        starts = accumulate(ranks[:-1], initial=0)
+        self.own = torch.cat([layer.own + start for layer, start in zip(layers, starts, strict=True)], dim=1)
+        """(G, sum of r) int64: places in A"""
+        self.own_weights = self.weights.gather(1, self.own)
+        """(G, sum of r)"""
 
-def _join(terms: Sequence[_Terms]) -> _Joined:
-    starts = list(accumulate((len(of.A) for of in terms), initial=0))
-    return _Joined(
-        A=torch.cat([of.A for of in terms]),
-        weights=torch.cat([of.weights for of in terms], dim=1),
-        own=torch.cat([of.own + start for of, start in zip(terms, starts, strict=False)], dim=1),
-    )
+    def split(self, values: Tensor, *, own: bool = False) -> Sequence[Tensor]:
+        """Cut values of all ranks, or of a user's own ones, (..., all of them), into each layer's."""
+        return torch.split(values, [(layer.own if own else layer.weights).shape[1] for layer in self.layers], dim=-1)
+
+    def of_stretch(self, part: Stretch) -> list[Route]:
+        """Return what a stretch's user has on each layer."""
+        routes = []
+        for layer, A, B in zip(self.layers, self.As, self.Bs, strict=True):
+            own = layer.own[part.slot]
+            weighted = B[own] * layer.weights[part.slot, own, None]
+            routes.append(Route(part.start, part.stop, A[own], weighted.T))
+        return routes
 
 
 class FrozenStack:
@@ -111,26 +123,17 @@ class FrozenStack:
     def __init__(
         self, users: Sequence[AdapterSum | None], shapes: Shapes, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        self._terms: dict[str, _Terms] = {}
-        self._users = torch.empty(0, dtype=torch.int64)
+        self._like = torch.empty(0, device=device, dtype=dtype)
+        self._layers = _lay_out(users, shapes, self._like)
         self._joined: dict[tuple[str, ...], _Joined] = {}
-        self._of_rows: dict[tuple[str, ...], Tensor] = {}
+        self._users = torch.empty(0, dtype=torch.int64)
+        self._of_rows: dict[tuple[str, ...], Sequence[Tensor]] = {}
         self._stretches: tuple[Stretch, ...] = ()
-        weights, like = _Weights(device, dtype), torch.empty(0, device=device, dtype=dtype)
-        of_module = [user.modules if user else {} for user in users]
-        for name in dict.fromkeys(name for modules in of_module for name in modules):
-            if name not in shapes:
-                raise AdapterError(
-                    f"the adapter has a module {name} that this base model does not have; "
-                    "use the base model it was trained on"
-                )
-            parts = [modules.get(name, ()) for modules in of_module]
-            self._terms[name] = _side_by_side(name, parts, shapes[name], weights, like)
 
     @property
     def module_names(self) -> Iterable[str]:
         """Names of the linear layers this stack adds to."""
-        return self._terms.keys()
+        return self._layers.keys()
 
     def route(self, rows: Tensor) -> None:
         """Choose each batch row's user, (batch,) indices."""
@@ -147,82 +150,84 @@ class FrozenStack:
 
     def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         """Return the outputs of layers that read the same input; see `linear`."""
-        terms = [self._terms[module] for module in weights]
+        names = tuple(weights)
+        joined = self._together(names)
         if not len(self._users):
-            check_routed(self._stretches, x, next(iter(weights)))
-            layers = [
-                Layer(weight, bias, [self._of_stretch(of, part) for part in self._stretches])
-                for of, (weight, bias) in zip(terms, weights.values(), strict=True)
-            ]
-            return dict(zip(weights, routed_linears(x, layers), strict=True))
+            check_routed(self._stretches, x, names[0])
+            routes = zip(*map(joined.of_stretch, self._stretches), strict=True)
+            layers = [Layer(*layer, of) for layer, of in zip(weights.values(), routes, strict=True)]
+            return dict(zip(names, routed_linears(x, layers), strict=True))
         if x.dim() != 3 or x.shape[0] != len(self._users):
-            raise not_routed(x, next(iter(weights)), f"{len(self._users)} rows are routed")
+            raise not_routed(x, names[0], f"{len(self._users)} rows are routed")
         ys = [torch.nn.functional.linear(x, weight, bias) for weight, bias in weights.values()]
-        if x.shape[1] * len(terms[0].A) < WORTH_COPYING * terms[0].own.shape[1]:
-            self._add_through_all_ranks(x, ys, tuple(weights))
+        if x.shape[1] * len(joined.As[0]) < WORTH_COPYING * joined.layers[0].own.shape[1]:
+            self._add_through_all_ranks(x, ys, names)
         else:
-            self._add_through_own_ranks(x, ys, tuple(weights))
-        return dict(zip(weights, ys, strict=True))
+            self._add_through_own_ranks(x, ys, joined)
+        return dict(zip(names, ys, strict=True))
 
-    def _together(self, modules: tuple[str, ...]) -> _Joined:
-        """Return the terms of layers that read the same input."""
-        if modules not in self._joined:
-            terms = [self._terms[module] for module in modules]
-            self._joined[modules] = joined = _join(terms)
-            views = torch.split(joined.A, [len(of.A) for of in terms])
-            self._terms |= {m: replace(of, A=view) for m, of, view in zip(modules, terms, views, strict=True)}
-        return self._joined[modules]
+    def _together(self, names: tuple[str, ...]) -> _Joined:
+        """Return layers that read the same input, put together once."""
+        if names not in self._joined:
+            self._joined[names] = _Joined([self._layers[name] for name in names], self._like)
+        return self._joined[names]
 
-    def _add_through_all_ranks(self, x: Tensor, ys: Sequence[Tensor], modules: tuple[str, ...]) -> None:
+    def _add_through_all_ranks(self, x: Tensor, ys: Sequence[Tensor], names: tuple[str, ...]) -> None:
         """Add what each row's user has to the outputs of layers, every row by way of all ranks there are."""
-        joined = self._together(modules)
-        if modules not in self._of_rows:  # once for all tokens of an answer
-            self._of_rows[modules] = joined.weights[self._users, None]
-        z = torch.nn.functional.linear(x, joined.A) * self._of_rows[modules]  # (batch, T, sum of R)
-        Bs = [self._terms[module].B for module in modules]
-        parts = torch.split(z.view(-1, z.shape[-1]), [len(B) for B in Bs], dim=1)
-        for y, part, B in zip(ys, parts, Bs, strict=True):
-            y.view(-1, y.shape[-1]).addmm_(part, B)
+        joined = self._joined[names]
+        if names not in self._of_rows:  # once for all tokens of an answer
+            self._of_rows[names] = joined.split(joined.weights[self._users, None])
+        parts = joined.split(torch.nn.functional.linear(x, joined.A))  # (batch, T, R) each
+        for y, part, weights, B in zip(ys, parts, self._of_rows[names], joined.Bs, strict=True):
+            weighted = (part * weights).view(-1, len(B))
+            y.view(-1, y.shape[-1]).addmm_(weighted, B)
 
-    def _add_through_own_ranks(self, x: Tensor, ys: Sequence[Tensor], modules: tuple[str, ...]) -> None:
+    def _add_through_own_ranks(self, x: Tensor, ys: Sequence[Tensor], joined: _Joined) -> None:
         """Add what each row's user has to the outputs of layers, by way of a copy of the row's own ranks."""
-        joined = self._together(modules)
-        own = joined.own[self._users]  # (batch, sum of r)
-        weights = joined.weights[self._users].gather(1, own)
-        z = torch.bmm(x, joined.A[own].transpose(1, 2)) * weights[:, None]  # (batch, T, sum of r)
-        terms = [self._terms[module] for module in modules]
-        parts = torch.split(z, [of.own.shape[1] for of in terms], dim=2)
-        for y, part, of in zip(ys, parts, terms, strict=True):
-            y.baddbmm_(part, of.B[of.own[self._users]])
-
-    def _of_stretch(self, terms: _Terms, part: Stretch) -> Route:
-        (A,), (B,) = terms.copy(torch.tensor([part.slot], device=terms.own.device))
-        return Route(part.start, part.stop, A, B.T)
+        A = _pick(joined.A, joined.own[self._users])  # (batch, sum of r, d_in)
+        parts = joined.split(torch.bmm(x, A.transpose(1, 2)), own=True)  # (batch, T, r) each
+        weights = joined.split(joined.own_weights[self._users, None], own=True)
+        for y, part, of, layer, B in zip(ys, parts, weights, joined.layers, joined.Bs, strict=True):
+            y.baddbmm_(part * of, _pick(B, layer.own[self._users]))
 
 
-Layout = tuple[tuple[int, ...], tuple[tuple[tuple[float, int], ...], ...]]
-"""Ranks of one module's distinct terms, and for each user weights and numbers of the terms that are hers."""
+def _pick(rows: Tensor, places: Tensor) -> Tensor:
+    """Copy rows of (R, d) to (batch, r, d), for places (batch, r); several times as fast as indexing with them."""
+    return rows.index_select(0, places.flatten()).view(*places.shape, rows.shape[1])
 
 
-class _Weights:
-    """What users take of the ranks of a layout; most modules of a model have the same one."""
+def _lay_out(users: Sequence[AdapterSum | None], shapes: Shapes, like: Tensor) -> dict[str, _Layer]:
+    """Find each module's distinct terms and what users take of them."""
+    distinct = {id(adapter): adapter for user in users if user for _, adapter in user.terms}
+    number = {key: place for place, key in enumerate(distinct)}
+    taken = [[(weight, number[id(adapter)]) for weight, adapter in user.terms] if user else [] for user in users]
+    layouts: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # most modules of a model have the same one
+    layers = {}
+    for name in dict.fromkeys(name for adapter in distinct.values() for name in adapter.modules):
+        if name not in shapes:
+            raise AdapterError(
+                f"the adapter has a module {name} that this base model does not have; "
+                "use the base model it was trained on"
+            )
+        found = [adapter.modules.get(name) for adapter in distinct.values()]
+        terms = tuple(term for term in found if term is not None)
+        _check_widths(name, terms, shapes[name])
+        ranks = tuple(term.rank if term else 0 for term in found)
+        if ranks not in layouts:
+            weights = _weights(ranks, taken)
+            layouts[ranks] = (weights.to(like), _ranks_with_weight(weights).to(like.device))
+        layers[name] = _Layer(terms, *layouts[ranks])
+    return layers
 
-    def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
-        self._made: dict[Layout, tuple[Tensor, Tensor]] = {}
 
-    def of(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return the weights (G, R), and the ranks with a weight (G, r)."""
-        if layout not in self._made:
-            ranks, users = layout
-            starts = list(accumulate(ranks, initial=0))
-            weights = torch.zeros(len(users), starts[-1], dtype=torch.float64)
-            for row, user in zip(weights, users, strict=True):
-                for weight, number in user:
-                    row[starts[number] : starts[number + 1]] += weight
-            own = _ranks_with_weight(weights)
-            self._made[layout] = (weights.to(self._device, self._dtype), own.to(self._device))
-        return self._made[layout]
+def _weights(ranks: Sequence[int], taken: Sequence[Sequence[tuple[float, int]]]) -> Tensor:
+    """Return what users take of each rank, (G, R), from the ranks of terms and the weights and numbers of theirs."""
+    starts = list(accumulate(ranks, initial=0))
+    weights = torch.zeros(len(taken), starts[-1], dtype=torch.float64)
+    for row, user in zip(weights, taken, strict=True):
+        for weight, number in user:
+            row[starts[number] : starts[number + 1]] += weight
+    return weights
 
 
 def _ranks_with_weight(weights: Tensor) -> Tensor:
@@ -231,28 +236,10 @@ def _ranks_with_weight(weights: Tensor) -> Tensor:
     return torch.sort(used.int(), dim=1, descending=True, stable=True).indices[:, : int(used.sum(dim=1).max())]
 
 
-def _side_by_side(
-    name: str, parts: Sequence[Sequence[tuple[float, Factors]]], shape: tuple[int, int], weights: _Weights, like: Tensor
-) -> _Terms:
-    """Lay out one module's distinct factors; `parts` are the weighted factors that each user adds up."""
-    distinct = list({id(factors): factors for user in parts for _, factors in user}.values())
-    number = {id(factors): place for place, factors in enumerate(distinct)}
-    for factors in distinct:
-        _check_width(name, factors, shape)
-    users = tuple(tuple((weight, number[id(factors)]) for weight, factors in user) for user in parts)
-    of_users, own = weights.of((tuple(factors.rank for factors in distinct), users))
-    return _Terms(
-        A=torch.cat([factors.A.to(like) for factors in distinct]),
-        B=torch.cat([factors.B.to(like).T for factors in distinct]),
-        weights=of_users,
-        own=own,
-    )
-
-
-def _check_width(name: str, factors: Factors, shape: tuple[int, int]) -> None:
-    d_out, d_in = shape
-    if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
-        raise AdapterError(
-            f"module {name}: the adapter maps {factors.A.shape[1]} to {factors.B.shape[0]} values, the base's layer "
-            f"{d_in} to {d_out}; use the base model it was trained on"
-        )
+def _check_widths(name: str, terms: Iterable[Factors], shape: tuple[int, int]) -> None:
+    for term in terms:
+        if (term.B.shape[0], term.A.shape[1]) != shape:
+            raise AdapterError(
+                f"module {name}: the adapter maps {term.A.shape[1]} to {term.B.shape[0]} values, the base's layer "
+                f"{shape[1]} to {shape[0]}; use the base model it was trained on"
+            )
