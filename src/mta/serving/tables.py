@@ -83,7 +83,7 @@ MATCHES = Table(
     "matches",
     METADATA,
     Column("user_id", NUMBER, _owner("users"), primary_key=True),
-    Column("bank", String(64), nullable=False),
+    Column("found_by", String(64), nullable=False),
     Column("items", Integer, nullable=False),
     Column("vector", LargeBinary, nullable=False),
     Column("anchors", JSON, nullable=False),

@@ -258,7 +258,7 @@ class UserStore:
         """
         values = {
             "user_id": user.id,
-            "bank": found.found_by,
+            "found_by": found.found_by,
             "items": found.items,
             "vector": found.vector.detach().cpu().float().numpy().tobytes(),
             "anchors": _anchors_as_rows(found.match),
@@ -275,14 +275,14 @@ class UserStore:
             row = connection.execute(select(MATCHES).where(MATCHES.c.user_id == user.id)).one_or_none()
         if row is None:
             return None
-        return StoredMatch(_match_from_rows(user.name, row.anchors), _vector(row.vector), row.bank, row.items)
+        return StoredMatch(_match_from_rows(user.name, row.anchors), _vector(row.vector), row.found_by, row.items)
 
     def list_vectors(self, tenant_id: int, *, found_by: str, limit: int) -> dict[str, Tensor]:
         """Return name -> (D,) vector of a tenant's people whose anchors were found this way, the latest first."""
         chosen = (
             select(USERS.c.name, MATCHES.c.vector)
             .join(MATCHES, MATCHES.c.user_id == USERS.c.id)
-            .where(USERS.c.tenant_id == tenant_id, MATCHES.c.bank == found_by)
+            .where(USERS.c.tenant_id == tenant_id, MATCHES.c.found_by == found_by)
             .order_by(MATCHES.c.created.desc())
         )
         with self.database.reading() as connection:
