@@ -64,6 +64,26 @@ def test_tables_are_those_of_the_last_migration(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
+def test_a_store_of_an_earlier_form_is_brought_to_this_one(tmp_path: Path) -> None:
+    """What an earlier version kept is there, and a match that names its bank alone is told from one made now."""
+    url = f"sqlite:///{tmp_path / 'users.db'}"
+    database = open_database(url)
+    store, tenant = UserStore(database), add_tenant(database, "acme")
+    ada = store.create_user(tenant, "ada")
+    store.append_history(ada, items(1))
+    store.save_match(ada, StoredMatch(MATCH, torch.tensor([0.25, -1.5]), BANK, items=1))
+    with database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE matches RENAME COLUMN found_by TO bank")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'first'")
+    database.close()
+    store = UserStore(open_database(url))
+    found = store.load_match(store.find_user(tenant, "ada"))
+    assert found is not None
+    assert (found.match, found.found_by, found.items) == (MATCH, BANK, 1)
+    assert store.history(ada) == tuple(items(1))
+    store.database.close()
+
+
 def test_a_user_s_way(store: UserStore, acme: Tenant) -> None:
     ada = store.create_user(acme, "ada")
     assert (ada.items, ada.revision) == (0, 0)
