@@ -20,14 +20,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from measuring import case_options, ratio, rows_of, steadiness, table, watched, write
+from measuring import ratio, rows_of, steadiness, table, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.packing import Pack, pack_rows
 from mta.rms_norm import lean_norms
 from mta.row_attention import rows_apart, segments
 from mta.runtime import keep_freed_memory
-from train import CASES, ENGINE, make_jobs, run_engine, take_trainings
+from train import CASES, ENGINE, case_of, make_jobs, run_engine, take_trainings, turns_options
 from training_peers import Adapters, trained_tokens
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -89,7 +89,8 @@ ENGINES: Mapping[str, EngineConfig] = {
 
 def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Time the engine in all forms."""
-    jobs = make_jobs(base, CASES[name], options.data)
+    case = case_of(name, options)
+    jobs = make_jobs(base, case, options.data)
 
     def go(engine: EngineConfig, without: Callable[[], AbstractContextManager[Any]]) -> Adapters:
         with without():
@@ -101,6 +102,8 @@ def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str
     times, equality = take_trainings(base, jobs, ways, floors={}, repeats=options.repeats, anyway=options.anyway)
     return {
         "case": name,
+        "users": case.users,
+        "dtype": case.dtype,
         "tokens_per_batch": TOKENS,
         "equality": equality,
         "moved within a turn, %": times.moved,
@@ -115,23 +118,23 @@ def page_of(result: Mapping[str, Any]) -> str:
         [way, row["median_s"], f"{row['min_s']} - {row['max_s']}", result["ratios"].get(way, 1.0)]
         for way, row in result["rows"].items()
     ]
-    title = f"### {result['case']}: the engine ({result['tokens_per_batch']} tokens in a pass) and changes to it"
+    title = (
+        f"### {result['case']}, {result['users']} users, {result['dtype']}: the engine "
+        f"({result['tokens_per_batch']} tokens in a pass) and changes to it"
+    )
     shown = table(["", "median s", "min - max", "time / engine"], rows)
     return "\n\n".join([title, shown, steadiness(result)])
 
 
 def main() -> None:
     """Measure the cases that are asked for and write a file each."""
-    parser = case_options(__doc__, CASES)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
-    options = parser.parse_args()
+    options = turns_options(__doc__).parse_args()
     for name in options.case or ("lamp-2", "lamp-2-fp32"):
         out = options.out / f"{name}.json" if options.out else None
         if out and out.exists():
             continue
         keep_freed_memory()
-        base = load_base_model(options.base, dtype=CASES[name].dtype)
+        base = load_base_model(options.base, dtype=case_of(name, options).dtype)
         result, where = watched(partial(measure, base, name, options), anyway=options.anyway)
         write(out, {**result, "machine": where}, page_of(result))
 

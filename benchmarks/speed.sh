@@ -41,7 +41,7 @@ for case in lamp-2 lamp-2-fp32; do
   measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
 done
 for case in lamp-2-1-user lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors lamp-2-anchors-qv lamp-5 \
-  lamp-5-fp32 synthetic lamp-2-64-users; do
+  synthetic 64-users; do
   measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
 done
 measure store.json store.py --folder "${TMPDIR:-/tmp}" --out "$out"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ from training_peers import Adapters, HfTrainer, PeftLoop, bare, trained_tokens
 PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
 HEADLINE = "lamp-2"
 PLAIN, PACKED, TRAINER, ENGINE = "peft plain", "peft packed", "hf trainer", "engine"
-STRONG = ("peft rows", "peft rows, eager", "peft sorted", "peft whole update")
+WHOLE = "peft whole update"
+STRONG = ("peft rows", "peft rows, eager", "peft sorted", WHOLE)
 """PEFT loops over transformers' own forward pass, without what makes the plain one slow."""
 BEST = "peft best"
 FLOOR, WHOLE_FLOOR = "floor", "floor, whole rows"
@@ -72,16 +73,31 @@ CASES: Mapping[str, Case] = {
     HEADLINE: Case(ways=(PLAIN, *STRONG, PACKED, TRAINER)),
     "lamp-2-fp32": Case(dtype="float32", ways=(PLAIN, *STRONG, PACKED, TRAINER)),
     "lamp-2-1-user": Case(users=1),
-    "lamp-2-50-items": Case(users=2, items=50),
+    "lamp-2-50-items": Case(users=1, items=50),
     "lamp-2-100-items": Case(users=1, items=100),
-    "lamp-2-qv": Case(targets=QUERY_VALUE),
-    "lamp-2-anchors": Case(rank=4, beneath=2),
-    "lamp-2-anchors-qv": Case(rank=4, beneath=2, targets=QUERY_VALUE),
-    "lamp-5": Case(shape="lamp-5"),
-    "lamp-5-fp32": Case(shape="lamp-5", users=4, dtype="float32"),
+    "lamp-2-qv": Case(users=2, targets=QUERY_VALUE),
+    "lamp-2-anchors": Case(users=2, rank=4, beneath=2),
+    "lamp-2-anchors-qv": Case(users=2, rank=4, beneath=2, targets=QUERY_VALUE),
+    "lamp-5": Case(shape="lamp-5", users=2),
     "synthetic": Case(shape="synthetic"),
-    "lamp-2-64-users": Case(users=64),
+    "64-users": Case(shape="synthetic", users=64, items=4, ways=(PLAIN, WHOLE)),
 }
+
+
+def turns_options(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of scripts that take turns over these cases."""
+    parser = case_options(doc, CASES)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the case's own")
+    parser.add_argument("--users", type=int, help="instead of the case's own, on a slow machine")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
+    return parser
+
+
+def case_of(name: str, options: argparse.Namespace) -> Case:
+    """Return a case with what the options change of it."""
+    case = CASES[name]
+    return replace(case, dtype=options.dtype or case.dtype, users=options.users or case.users)
 
 
 def make_jobs(base: BaseModel, case: Case, data: Path | None) -> list[TrainJob]:
@@ -253,17 +269,14 @@ def page_of(name: str, result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure the cases that are asked for and write a file each."""
-    parser = case_options(__doc__, CASES)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
-    options = parser.parse_args()
+    options = turns_options(__doc__).parse_args()
     for name in options.case or CASES:
         out = options.out / f"{name}.json" if options.out else None
         if out and out.exists():
             print(page_of(name, read_json(out)), end="\n\n")
             continue
         keep_freed_memory()
-        case = CASES[name]
+        case = case_of(name, options)
         base = load_base_model(options.base, dtype=case.dtype)
         work = partial(measure, base, case, make_jobs(base, case, options.data), options)
         result, where = watched(work, anyway=options.anyway)
