@@ -786,8 +786,9 @@ def main() -> None:
             "two": lambda: two_at_once(processes, work, wanted, max(1, options.kills // 20)),
         }
         out = options.out / "faults.json" if options.out else None
-        found = read_json(out) if out and out.exists() else {}
-        found |= {"seed": options.seed, **{name: parts[name]() for name in options.only or PARTS}}
+        done = {name: parts[name]() for name in options.only or PARTS}
+        found = read_json(out) if out and out.exists() else {}  # another process may have written
+        found |= {"seed": options.seed, **done}
     rows = [(name, what, json.dumps(count)) for name in PARTS if name in found for what, count in found[name].items()]
     page = f"{table(['part', 'what', 'how often'], rows)}\n\nLost or damaged: nothing."
     write(out, found, page)
