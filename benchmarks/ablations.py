@@ -27,7 +27,7 @@ from mta.packing import Pack, pack_rows
 from mta.rms_norm import lean_norms
 from mta.row_attention import rows_apart, segments
 from mta.runtime import keep_freed_memory
-from train import CASES, ENGINE, case_of, make_jobs, run_engine, take_trainings, turns_options
+from train import ENGINE, case_of, make_jobs, run_engine, take_trainings, turns_options
 from training_peers import Adapters, trained_tokens
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3

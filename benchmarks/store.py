@@ -8,10 +8,10 @@
 - Files: one a user with its checksum, in one folder, as a training leaves them (`adapter_path`): at SmolLM2-135M's
   shape, and at a tiny shape for large numbers of users, where the files themselves are what costs.
 - Records: made and read back in memory; and through the user store on SQLite with cores at SmolLM2-135M's shape, each
-  a transaction that is flushed to the disk. 100,000 of them take 11 GB.
+  a transaction that is flushed to the disk; of more people, and of PostgreSQL, see `serve_store.py`.
 
 Reading picks 1,000 users at random, by name, of whom the system may hold much in its memory. What takes less than a
-minute is done several times.
+minute is done several times. Results are written as they come, and a stopped call goes on.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from measuring import table, watched, write
+from measuring import table, tell, watched, write
 from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE
+from mta.files import make_folder, read_json, write_json
 from mta.flat_records import Numbers, Schema, read_record, schema_of, write_record
 from mta.lora.core import CHANGE
 from mta.lora.stacked import Shapes
@@ -50,6 +52,8 @@ LLAMA_3_8B = {
 }  # fmt: skip
 LLAMA_LAYERS = 32
 READS = 1000
+STORED = 10_000
+"""Most users in one user store."""
 LONG_S = 60.0
 """What takes longer is not done again."""
 FORMATS: tuple[Numbers, ...] = ("bfloat16", "int8")
@@ -120,6 +124,11 @@ class Work:
     kind: str
     numbers: Numbers
     users: int
+
+    def what(self) -> dict[str, Any]:
+        """Return what tells this piece from the others."""
+        shown = {"place": self.place, "base": self.base.name, "kind": self.kind, "numbers": self.numbers}
+        return {**shown, "users": self.users}
 
     def drawn(self) -> tuple[dict[str, Tensor], Schema]:
         """Draw one user's part, with the schema of its record."""
@@ -211,7 +220,8 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
             yield Work(MEMORY, real, kind, numbers, options.real_users)
     for users in sizes(options.users):
         yield Work(FILE, tiny, MANY, "bfloat16", users)
-        yield Work(STORE, real, SMALL, "bfloat16", users)
+        if users <= STORED:
+            yield Work(STORE, real, SMALL, "bfloat16", users)
     yield Work(STORE, real, SMALL, "int8", min(1000, options.users))  # what it costs does not depend on their number
 
 
@@ -234,11 +244,7 @@ def measure(work: Work, folder: Path, repeats: int) -> dict[str, Any]:
         finally:
             shutil.rmtree(folder)
     return {
-        "place": work.place,
-        "base": work.base.name,
-        "kind": work.kind,
-        "numbers": work.numbers,
-        "users": work.users,
+        **work.what(),
         "repeats": len(turns),
         "bytes": turns[0].bytes,
         **rates("written", [turn.written for turn in turns]),
@@ -283,19 +289,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to be measured; a folder in it is made")
-    parser.add_argument("--users", type=int, default=100_000, help="most users in one folder, or one user store")
+    parser.add_argument("--users", type=int, default=100_000, help="most users in one folder")
     parser.add_argument("--real-users", type=int, default=500, help="users at the base model's shape")
     parser.add_argument("--repeats", type=int, default=3, help="of what takes less than a minute")
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
     parser.add_argument("--out", type=Path, help="folder")
     options = parser.parse_args()
     folder = options.folder / f"store-{os.getpid()}"
-    found, where = watched(
-        lambda: [measure(work, folder, options.repeats) for work in works(options)], anyway=options.anyway
-    )
     per_user = bytes_per_user(load_base_model(options.base))
     out = options.out / "store.json" if options.out else None
-    write(out, {"bytes": per_user, "measured": found, "machine": where}, page_of(per_user, found))
+    found: list[dict[str, Any]] = read_json(out)["measured"] if out and out.exists() else []
+    for work in works(options):
+        if any(work.what() == {key: one[key] for key in work.what()} for one in found):
+            continue
+        one, where = watched(partial(measure, work, folder, options.repeats), anyway=options.anyway)
+        found.append({**one, "machine": where})
+        tell(f"{work.what()}: written {_range(one, 'written')}, read {_range(one, 'read')} a second")
+        if out:
+            write_json(make_folder(out.parent) / out.name, {"measured": found})
+    page = page_of(per_user, found)
+    write(out, {"bytes": per_user, "measured": found, "machine": found[-1]["machine"]}, page)
 
 
 if __name__ == "__main__":

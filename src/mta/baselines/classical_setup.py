@@ -20,7 +20,7 @@ from mta.records import Example, User
 from mta.tasks.task import Task
 from mta.vector_cache import VectorCache
 
-Settings = TypeVar("Settings", float, tuple[float, float])
+Settings = TypeVar("Settings", bound=float | tuple[float, ...])
 
 
 @dataclass(frozen=True, kw_only=True)

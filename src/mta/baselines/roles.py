@@ -53,10 +53,14 @@ PRIOR = "+prior"
 CALIBRATED = "+calibrated"
 """Ending of a name: the method before it, its label scores divided by a temperature and corrected by the prior."""
 
+MEMORY = "+memory"
+"""Ending of a name: the method before it, its label scores pooled with the prior and with what similar items got."""
+ENDINGS = (PRIOR, CALIBRATED, MEMORY)
+
 
 def stem_of(name: str) -> str:
     """Return the method whose answers a row corrects; a row that corrects none is its own."""
-    return next((name.removesuffix(ending) for ending in (PRIOR, CALIBRATED) if name.endswith(ending)), name)
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
 
 
 def is_control(name: str) -> bool:
