@@ -75,7 +75,9 @@ def headline(folder: Path) -> dict[str, Any]:
         result = read_json(path)
         (ratios if path.stem == HEADLINE else others.setdefault(f"train {path.stem}", {})).update(train_ratios(result))
         machines[f"train/{path.name}"] = result["machine"]
+    processes = ""
     if single := found_in(folder, "process_per_user.json"):
+        processes = f"; train_vs_process_per_user: {single['users']} users, {single['dtype']}"
         ratios["train_vs_process_per_user"] = single["ratios"]["engine vs process per user"]
         ratios["train_vs_process_per_user_base_loaded"] = single["ratios"]["the same, base model loaded before"]
         machines["process_per_user.json"] = single["machine"]
@@ -101,9 +103,10 @@ def headline(folder: Path) -> dict[str, Any]:
         f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer; "
         "memory_over_peft_plus_slots: what the engine holds at the peak beyond the loaded base model, divided by the "
         "same of the plain loop and the engine's slots; memory_foretold_over_measured: of the engine's process without "
-        "its libraries, memory_foretold_over_process: with them on both sides",
+        "its libraries, memory_foretold_over_process: with them on both sides" + processes,
         "other_cases": others,
         "machine": machines.get(f"train/{HEADLINE}.json", {}),
+        "processors": {name: found["processor"] for name, found in machines.items()},
         "load_before": {name: found["load"] for name, found in machines.items()},
         "commands": commands,
     }

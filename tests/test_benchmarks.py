@@ -55,7 +55,7 @@ def test_shell_scripts_are_sound(path: Path) -> None:
 
 def write_results(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     for number, (name, content) in enumerate(files.items()):
-        write_json(folder / name, {"machine": {"load": number / 10, "threads": 2}, **content})
+        write_json(folder / name, {"machine": {"load": number / 10, "processor": f"number {number}"}, **content})
 
 
 def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
@@ -70,13 +70,14 @@ def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
         "floor, whole rows / engine": 1.3,
     }
     of_infer = {"base / engine": 0.7, **{f"engine vs {way}": 2.0 for way in (infer.NAMES, infer.POLYLORA, infer.MERGE)}}
+    of_processes = {f"engine vs {processes.PROCESSES}": 8.0, processes.LOADED: 30.0}
     few = {"users": 8, "ratios": dict.fromkeys(of_infer, 99.0)}
     write_results(
         tmp_path,
         {
             f"train/{train.HEADLINE}.json": {"ratios": of_train},
             "train/lamp-2-qv.json": {"ratios": {f"engine vs {train.PLAIN}": 9.0, "something new": 5.0}},
-            "process_per_user.json": {"ratios": {f"engine vs {processes.PROCESSES}": 8.0, processes.LOADED: 30.0}},
+            "process_per_user.json": {"users": 4, "dtype": "float32", "ratios": of_processes},
             "infer/all-bfloat16-8.json": {"batches": [few, {"users": page.USERS_IN_A_BATCH, "ratios": of_infer}]},
             "gpu/tiny.json": {"device": "a GPU", "ratios": {"floor / engine": 0.5}, "command": "gpu.py --shape tiny"},
         },
@@ -100,7 +101,9 @@ def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
         "train lamp-2-qv": {"train_vs_peft_plain": 9.0},
         "gpu tiny, a GPU": {"floor / engine": 0.5},
     }
-    assert found["machine"] == {"load": 0.0, "threads": 2}
+    assert found["machine"] == {"load": 0.0, "processor": "number 0"}
+    assert found["processors"]["process_per_user.json"] == "number 2"
+    assert found["what"].endswith("train_vs_process_per_user: 4 users, float32")
     assert found["load_before"]["process_per_user.json"] == 0.2
     assert found["commands"][1:] == ["python benchmarks/gpu.py --shape tiny"]
 
