@@ -5,8 +5,8 @@
 Some people of the pool play targets: their last items are their history, as many as targets have; earlier items, which
 nobody trains on, and the file's own question are what they are asked. All others are the pool. Every trial is a set of
 settings and of methods; its scores are kept with them: NLL of the gold answer, raw, at other people's temperature, and
-for labels with the person's prior as well (temperature and strength fitted on other people). Finished trials are not
-run again, and trainings are shared where settings are equal.
+for labels with the person's prior, and with prior and memory, as well (what is chosen there is fitted on other people).
+Finished trials are not run again, and trainings are shared where settings are equal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.label_prior import (
     STRENGTHS,
@@ -31,7 +33,9 @@ from mta.baselines.label_prior import (
     prior_fits,
     with_prior,
 )
+from mta.baselines.memory_method import START, label_sources, pooled
 from mta.baselines.methods import find_method, fits
+from mta.baselines.pooled_labels import fit_weights
 from mta.config import PromptConfig, to_dict
 from mta.data.people import find_people, rule_for
 from mta.data.read import read_users
@@ -215,6 +219,9 @@ def scores_of(rows: Sequence[Prediction], players: Sequence[User], resources: Re
         corrected = with_others_prior(rows, players, resources)
         scores = score_predictions(corrected, metrics=task.metrics, labels=task.labels).metrics
         found |= {"nll_with_prior": scores["nll"], "label_accuracy_with_prior": scores["label_accuracy"]}
+        pooled_rows = pooled_by_others(rows, players, resources)
+        scores = score_predictions(pooled_rows, metrics=task.metrics, labels=task.labels).metrics
+        found |= {f"{name}_with_memory": scores[name] for name in ("nll", "label_accuracy")}
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -232,6 +239,19 @@ def with_others_prior(rows: Sequence[Prediction], players: Sequence[User], resou
             if row.user_id == user.user_id
         ]
     return corrected
+
+
+def pooled_by_others(rows: Sequence[Prediction], players: Sequence[User], resources: Resources) -> list[Prediction]:
+    """Pool each person's answers with prior and memory, by the weights that fit the other people best."""
+    sources = label_sources(players, resources)
+    scores = {id(row): sources.scores(row) for row in rows}
+    found = []
+    for user in players:
+        others = [row for row in rows if row.user_id != user.user_id]
+        golds = np.array([sources.labels.index(row.gold) for row in others])
+        weights = fit_weights(np.stack([scores[id(row)] for row in others]), golds, start=np.array(START))
+        found += [pooled(row, sources=sources, weights=weights) for row in rows if row.user_id == user.user_id]
+    return found
 
 
 def main() -> None:

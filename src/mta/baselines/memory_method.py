@@ -39,7 +39,7 @@ def with_memory(method: Method) -> Method:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sources:
+class LabelSources:
     """What is known of every user beside the method's scores."""
 
     labels: tuple[str, ...]
@@ -57,10 +57,10 @@ def _serve(method: Method, users: Sequence[User], resources: Resources) -> Perso
     if not prior_fits(resources.task):
         return with_calibration(method)(users, resources)
     judges = judges_of(resources)
-    sources = _sources([*judges, *users], resources)
+    sources = label_sources([*judges, *users], resources)
     weights, seconds = _choose(method, judges, sources, resources)
     people = method(users, resources)
-    change = partial(_pooled, sources=sources, weights=weights)
+    change = partial(pooled, sources=sources, weights=weights)
     return replace(
         people,
         users={name: replace(person, finish=change) for name, person in people.users.items()},
@@ -72,7 +72,7 @@ def _serve(method: Method, users: Sequence[User], resources: Resources) -> Perso
     )
 
 
-def _sources(users: Sequence[User], resources: Resources) -> _Sources:
+def label_sources(users: Sequence[User], resources: Resources) -> LabelSources:
     """Ask prior and memory about every query."""
     task = resources.task
     encoder = resources.encoder or load_encoder(resources.match.encoder, device=resources.base.device)
@@ -88,10 +88,10 @@ def _sources(users: Sequence[User], resources: Resources) -> _Sources:
             prior = np.array([ratio[label] for label in task.labels])
             for example, near in zip(examples, memory.log_ratio(user, examples), strict=True):
                 found[user.user_id, example.example_id] = np.stack([prior, near])
-    return _Sources(task.labels, found)
+    return LabelSources(task.labels, found)
 
 
-def _choose(method: Method, judges: Sequence[User], sources: _Sources, resources: Resources) -> tuple[Array, float]:
+def _choose(method: Method, judges: Sequence[User], sources: LabelSources, resources: Resources) -> tuple[Array, float]:
     """Choose the weights on the judges; return them and the seconds that the judges' training took."""
     start = np.array(START)
     if len(judges) < 2:
@@ -107,7 +107,7 @@ def _choose(method: Method, judges: Sequence[User], sources: _Sources, resources
     return weights, people.train_seconds
 
 
-def _pooled(row: Prediction, *, sources: _Sources, weights: Array) -> Prediction:
+def pooled(row: Prediction, *, sources: LabelSources, weights: Array) -> Prediction:
     """Return the answer by the weighted sum of all sources."""
     if not row.label_scores:
         return row
