@@ -200,12 +200,12 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argp
 def page_of(result: Mapping[str, Any]) -> str:
     """Return the result as Markdown."""
     rows = [
-        [name, row["median_s"], f"{row['min_s']} - {row['max_s']}", row["users_per_s"]]
+        [name, row["median_s"], f"{row['min_s']} - {row['max_s']}", round(3600 * result["users"] / row["median_s"])]
         for name, row in result["rows"].items()
     ]
     title = f"### One process per user: {result['users']} users x {result['items']} items of LaMP-2, {result['dtype']}"
     told = "; ".join(f"{key}: **{value}**" for key, value in result["ratios"].items())
-    return "\n\n".join([title, table(["", "median s", "min - max", "users/s"], rows), told, steadiness(result)])
+    return "\n\n".join([title, table(["", "median s", "min - max", "users/h"], rows), told, steadiness(result)])
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 
 from mta.baselines.classical_setup import Sentences, person_weights, smallest
-from mta.baselines.label_prior import smoothed_shares
+from mta.baselines.label_prior import pool_shares, smoothed_shares
 from mta.baselines.linear_models import Array, Ints
 from mta.data.people import person_names, rule_for
 from mta.errors import DataError
@@ -40,9 +40,9 @@ class MemoryConfig:
 
     sharpness: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)
     """How fast an item counts less with its distance."""
-    smoothing: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    smoothing: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     """Equal items that the pool's label shares count for."""
-    own: tuple[float, ...] = (1.0, 3.0, 10.0)
+    own: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
     """Times that an item of the person's own counts."""
 
 
@@ -75,16 +75,17 @@ class LabelMemory:
         asked = unit(self.sentences.vectors([self.task.retrieval_query(example.fields) for example in examples]))
         others = self.persons != self.person_of.get(user.user_id, -1)
         kernel = _kernel(asked @ self.vectors[others].T, self.chosen["sharpness"])
-        counts = kernel @ self._one_hot(self.labels[others])
+        counts = kernel @ self.one_hot(self.labels[others])
         own = self.task.pairs(user, 0).pairs
         if own:
             near = unit(self.sentences.vectors([self.task.retrieval_query(pair.fields) for pair in own]))
             labels = np.array([self.task.labels.index(pair.answer) for pair in own])
             weights = self.chosen["own"] * _kernel(asked @ near.T, self.chosen["sharpness"])
-            counts = counts + weights @ self._one_hot(labels)
+            counts = counts + weights @ self.one_hot(labels)
         return np.asarray(np.log(smoothed_shares(counts, self.shares, self.chosen["smoothing"]) / self.shares))
 
-    def _one_hot(self, labels: Ints) -> Array:
+    def one_hot(self, labels: Ints) -> Array:
+        """Return (N, L) with a one for each of (N,) labels."""
         return np.asarray(np.eye(len(self.shares))[labels])
 
 
@@ -113,17 +114,15 @@ def fit_memory(
             f"no memory for {task.task_id}: the {len(rows)} usable items of the pool are of fewer than 2 people; give "
             "a larger pool"
         )
-    labels = np.array([task.labels.index(pair.answer) for _, pair in rows])
-    size = len(task.labels)
-    counts = np.bincount(labels, minlength=size).astype(np.float64)
+    shares = pool_shares(task, users)
     memory = LabelMemory(
         task=task,
         sentences=sentences,
         vectors=unit(sentences.vectors([task.retrieval_query(pair.fields) for _, pair in rows])),
-        labels=labels,
+        labels=np.array([task.labels.index(pair.answer) for _, pair in rows]),
         persons=np.array([person for person, _ in rows]),
         person_of=person_of,
-        shares=smoothed_shares(counts, np.full(size, 1 / size), float(size)),
+        shares=np.array([shares[label] for label in task.labels]),
     )
     order = sorted(range(len(rows)), key=lambda row: stable_seed(seed, "memory", rows[row][1].item_id))
     nll = _tried(memory, np.array(sorted(order[:ASKED])), config or MemoryConfig())
@@ -133,7 +132,7 @@ def fit_memory(
 
 def _tried(memory: LabelMemory, asked: Ints, config: MemoryConfig) -> dict[tuple[float, ...], float]:
     """Return what each setting gives on the items asked, answered by other people's and her own other items."""
-    one_hot, persons = memory._one_hot(memory.labels), memory.persons
+    one_hot, persons = memory.one_hot(memory.labels), memory.persons
     weights = person_weights(persons[asked])
     nearness = memory.vectors[asked] @ memory.vectors.T
     hers = persons[asked][:, None] == persons[None]

@@ -173,8 +173,7 @@ def with_prior(
 ) -> Prediction:
     """Add `strength` times the log prior ratio to a prediction's label scores, and answer anew from the sum.
 
-    The best label becomes label and text; the nll is that of the gold among the labels, None where the gold is none.
-    A prediction without label scores comes back unchanged.
+    See `by_scores`. A prediction without label scores comes back unchanged.
 
     Args:
         prediction: with label scores, in nats.
@@ -193,15 +192,22 @@ def with_prior(
     scores = _scores(prediction) / temperature
     if strength > 0:
         scores = scores + strength * _in_order(labels, ratio, what="prior ratio", positive=False)
-    best = labels[int(scores.argmax())]
-    known = prediction.gold in labels
-    return replace(
-        prediction,
-        label_scores=dict(zip(labels, scores.tolist(), strict=True)),
-        label=best,
-        text=best,
-        nll=-float(log_shares(scores)[labels.index(prediction.gold)]) if known else None,
-    )
+    return by_scores(prediction, dict(zip(labels, scores.tolist(), strict=True)))
+
+
+def by_scores(prediction: Prediction, scores: Mapping[str, float]) -> Prediction:
+    """Return a prediction answered anew from other label scores.
+
+    The best label becomes label and text; the nll is that of the gold among the labels, None where the gold is none.
+
+    Args:
+        prediction: for the query and its gold answer.
+        scores: label -> score in nats, up to a constant.
+    """
+    best = max(scores, key=lambda label: scores[label])
+    logs = dict(zip(scores, log_shares(np.array(list(scores.values()), dtype=np.float64)).tolist(), strict=True))
+    nll = -logs[prediction.gold] if prediction.gold in logs else None
+    return replace(prediction, label_scores=dict(scores), label=best, text=best, nll=nll)
 
 
 def choose_strength(

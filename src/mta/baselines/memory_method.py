@@ -17,14 +17,15 @@ import numpy as np
 
 from mta.baselines.classical_setup import Sentences
 from mta.baselines.label_memory import fit_memory
-from mta.baselines.label_prior import log_prior_ratio, log_shares, pool_shares, prior_fits
+from mta.baselines.label_prior import by_scores, log_prior_ratio, log_shares, pool_shares, prior_fits
 from mta.baselines.linear_models import Array
 from mta.baselines.pooled_labels import fit_weights
-from mta.baselines.prior_method import judges_of, with_calibration
+from mta.baselines.prior_method import FEWEST_JUDGES, judges_of, with_calibration
 from mta.encoders import load_encoder
-from mta.evaluation.predict import examples_of, predict
-from mta.personalize import Method, Personalized, PersonalizedUsers, Resources, renderer
+from mta.evaluation.predict import predict
+from mta.personalize import Method, PersonalizedUsers, Resources
 from mta.records import Prediction, User
+from mta.tasks.examples import query_examples
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ def label_sources(users: Sequence[User], resources: Resources) -> LabelSources:
     with resources.progress("memory"):
         memory = fit_memory(task, resources.pool, Sentences(encoder, resources.cache))
     log.info("memory of %d items: %s, nll %.3f on people left out", len(memory.labels), memory.chosen, memory.nll)
-    shares, render = pool_shares(task, resources.pool), renderer(task, resources.prompts)
+    shares = pool_shares(task, resources.pool)
     found = {}
     for user in users:
-        examples = examples_of(Personalized(user, task, None, render, resources.prompts))
+        examples = query_examples(task, user, history_k=0)
         if examples:
             ratio = log_prior_ratio(user, shares, task)
             prior = np.array([ratio[label] for label in task.labels])
@@ -94,15 +95,14 @@ def label_sources(users: Sequence[User], resources: Resources) -> LabelSources:
 def _choose(method: Method, judges: Sequence[User], sources: LabelSources, resources: Resources) -> tuple[Array, float]:
     """Choose the weights on the judges; return them and the seconds that the judges' training took."""
     start = np.array(START)
-    if len(judges) < 2:
+    if len(judges) < FEWEST_JUDGES:
         log.warning("besides the anchors, %d people of the pool can judge; sources get weights %s", len(judges), START)
         return start, 0.0
     people = method(judges, resources)
     with resources.progress("weights of sources") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
-    rows = [row for row in made.rows if row.gold in row.label_scores]
-    golds = np.array([sources.labels.index(row.gold) for row in rows])
-    weights = fit_weights(np.stack([sources.scores(row) for row in rows]), golds, start=start)
+    golds = np.array([sources.labels.index(row.gold) for row in made.rows])
+    weights = fit_weights(np.stack([sources.scores(row) for row in made.rows]), golds, start=start)
     log.info("weights of %s: %s, chosen on %d pool users", SOURCES, weights.round(3).tolist(), len(judges))
     return weights, people.train_seconds
 
@@ -112,11 +112,4 @@ def pooled(row: Prediction, *, sources: LabelSources, weights: Array) -> Predict
     if not row.label_scores:
         return row
     logs = log_shares(weights @ sources.scores(row))
-    best = sources.labels[int(logs.argmax())]
-    return replace(
-        row,
-        text=best,
-        label=best,
-        label_scores=dict(zip(sources.labels, logs.tolist(), strict=True)),
-        nll=-float(logs[sources.labels.index(row.gold)]) if row.gold in sources.labels else None,
-    )
+    return by_scores(row, dict(zip(sources.labels, logs.tolist(), strict=True)))

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from mta.base_model import BaseModel
+from mta.baselines.label_prior import by_scores, log_shares
 from mta.candidates import TEMPERATURES
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
@@ -102,16 +103,8 @@ def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
         return replace(first, nll=nll, nll_at=nll_at)
     labels = list(first.label_scores)
     scores = np.array([[row.label_scores[label] for label in labels] for _, row in ways])
-    shares = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    total = np.logaddexp.reduce(logs[:, None] + shares, axis=0)
-    best = labels[int(total.argmax())]
-    return replace(
-        first,
-        text=best,
-        label=best,
-        label_scores=dict(zip(labels, total.tolist(), strict=True)),
-        nll=-float(total[labels.index(first.gold)]) if first.gold in labels else None,
-    )
+    total = np.logaddexp.reduce(logs[:, None] + log_shares(scores), axis=0)
+    return by_scores(first, dict(zip(labels, total.tolist(), strict=True)))
 
 
 def finished(people: Mapping[str, Personalized], rows: Sequence[Prediction]) -> list[Prediction]:
