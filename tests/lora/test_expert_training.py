@@ -212,7 +212,7 @@ def user_jobs(base: BaseModel, *, routed: bool = True) -> list[TrainJob]:
         {},
         {"batch_size": 2, "epochs": 1, "lr": 4e-2},
         {"clip_norm": 0.05},
-        {"batch_size": 1, "epochs": 9, "patience": 1, "held_out_share": 0.3, "lr": 0.1},
+        {"batch_size": 1, "epochs": 9, "patience": 1, "held_out_share": 0.3, "lr": 4e-2},
         {"batch_size": 8, "schedule": "linear"},
     ]
     return [
