@@ -43,6 +43,8 @@ ANCHORS, ANCHOR_RANK, OWN_RANK = 12, 8, 4
 TARGETS = {"all": ALL_LINEAR, "qv": QUERY_VALUE}
 ENGINE, UNSHARED, BASE = "engine", "engine, nothing shared", "base"
 NAMES, POLYLORA, MERGE = "peft adapter_names", "polylora", "merge per user"
+SIZES = (32, 64, 16, 4, 1)
+"""Users in a batch. The largest come first: answers of all batches so far are compared, and one alone may turn."""
 PEERS = {NAMES: PeftNames} | ({POLYLORA: PolyLora} if has_polylora() else {})
 """Peers that have a model of their own."""
 
@@ -175,7 +177,7 @@ def main() -> None:
 
     out = options.out / f"{options.targets}-{options.dtype}-{options.new_tokens}.json" if options.out else None
     found: list[dict[str, Any]] = read_json(out)["batches"] if out and out.exists() else []
-    for users in options.users or (1, 4, 16, 32, 64):
+    for users in options.users or SIZES:
         if any(batch["users"] == users for batch in found):
             continue
         work = partial(measure, base, peer_bases, users, options)
