@@ -1,6 +1,7 @@
 """Adapting and answering one user after the other in processes of their own, against all of them in one.
 
-    python benchmarks/process_per_user.py --data DIR --out docs/results/speed [--users 8] [--anyway]
+    python benchmarks/process_per_user.py --data DIR --out docs/results/speed/processes [--users 4]
+        [--dtype bfloat16] [--anyway]
 
 The processes do what the original pipeline does for every user: merge the anchors into the weights and write the merged
 model; load it in a new process, train the user's adapter (PEFT, micro-batches of 2) and write it; load both in a third
@@ -214,7 +215,7 @@ def compare(options: argparse.Namespace) -> None:
     base = load_base_model(options.base, dtype=options.dtype)
     work = partial(measure, base, case, make_jobs(base, case, options.data), options)
     result, where = watched(work, anyway=options.anyway)
-    out = options.out / "process_per_user.json" if options.out else None
+    out = options.out / f"{options.dtype}-{options.users}.json" if options.out else None
     write(out, {**result, "machine": where}, page_of(result))
 
 
@@ -224,10 +225,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--users", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder; the file is called after dtype and users")
     parser.add_argument("--stage", choices=(*STAGES, TOGETHER), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -30,7 +30,7 @@ infer() { # infer OPTIONS...; goes on with the sizes of batches that are missing
 
 measure train/lamp-2.json train.py --data "$data" --case lamp-2 --out "$out/train"
 infer --dtype bfloat16
-measure process_per_user.json process_per_user.py --data "$data" --out "$out"
+measure processes/bfloat16-4.json process_per_user.py --data "$data" --out "$out/processes"
 measure peak_memory.json peak_memory.py --data "$data" --out "$out"
 measure scale.json scale.py --out "$out"
 measure train/lamp-2-fp32.json train.py --data "$data" --case lamp-2-fp32 --out "$out/train"

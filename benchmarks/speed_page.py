@@ -9,7 +9,7 @@ Reads the JSON and Markdown files that `speed.sh` and `gpu.py` leave in `speed/`
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ HEADLINE = "lamp-2"
 USERS_IN_A_BATCH = 32
 COMMANDS = "benchmarks/speed.sh DATA"
 
-PARTS = ("train", "ablations", "infer", "gpu", ".")
+PARTS = ("train", "processes", "ablations", "infer", "gpu", ".")
 """Folders of pages, in the order of the page."""
 
 
@@ -59,6 +59,22 @@ def memory_ratios(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: result["ratios"][key] for key, name in names.items()}
 
 
+def process_ratios(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ratios of one file of `process_per_user.py`."""
+    return {
+        "train_vs_process_per_user": result["ratios"]["engine vs process per user"],
+        "train_vs_process_per_user_base_loaded": result["ratios"]["the same, base model loaded before"],
+    }
+
+
+RATIOS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, float]]]] = {
+    "train": (HEADLINE, train_ratios),
+    "processes": ("bfloat16-4", process_ratios),
+    "infer": ("all-bfloat16-8", infer_ratios),
+}
+"""Folder -> name of the file whose ratios stand for all, and how to read the ratios of any of them."""
+
+
 def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
     """Read a file of results, if it is there."""
     path = folder / name
@@ -71,22 +87,12 @@ def headline(folder: Path) -> dict[str, Any]:
     others: dict[str, dict[str, float]] = {}
     machines: dict[str, Any] = {}
     commands = [COMMANDS]
-    for path in sorted((folder / "train").glob("*.json")):
-        result = read_json(path)
-        (ratios if path.stem == HEADLINE else others.setdefault(f"train {path.stem}", {})).update(train_ratios(result))
-        machines[f"train/{path.name}"] = result["machine"]
-    processes = ""
-    if single := found_in(folder, "process_per_user.json"):
-        processes = f"; train_vs_process_per_user: {single['users']} users, {single['dtype']}"
-        ratios["train_vs_process_per_user"] = single["ratios"]["engine vs process per user"]
-        ratios["train_vs_process_per_user_base_loaded"] = single["ratios"]["the same, base model loaded before"]
-        machines["process_per_user.json"] = single["machine"]
-    for path in sorted((folder / "infer").glob("*.json")):
-        result = read_json(path)
-        (ratios if path.stem == "all-bfloat16-8" else others.setdefault(f"infer {path.stem}", {})).update(
-            infer_ratios(result)
-        )
-        machines[f"infer/{path.name}"] = result["machine"]
+    for part, (stands_for_all, ratios_of) in RATIOS.items():
+        for path in sorted((folder / part).glob("*.json")):
+            result = read_json(path)
+            into = ratios if path.stem == stands_for_all else others.setdefault(f"{part} {path.stem}", {})
+            into.update(ratios_of(result))
+            machines[f"{part}/{path.name}"] = result["machine"]
     if memory := found_in(folder, "peak_memory.json"):
         for case in memory["cases"]:
             name = case["case"]
@@ -103,10 +109,11 @@ def headline(folder: Path) -> dict[str, Any]:
         f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer; "
         "memory_over_peft_plus_slots: what the engine holds at the peak beyond the loaded base model, divided by the "
         "same of the plain loop and the engine's slots; memory_foretold_over_measured: of the engine's process without "
-        "its libraries, memory_foretold_over_process: with them on both sides" + processes,
+        "its libraries, memory_foretold_over_process: with them on both sides; train_vs_process_per_user: 4 users over two "
+        "merged anchors, bfloat16",
         "other_cases": others,
         "machine": machines.get(f"train/{HEADLINE}.json", {}),
-        "processors": {name: found["processor"] for name, found in machines.items()},
+        "processors": {name: f"{found['processor']}, {found['capability']}" for name, found in machines.items()},
         "load_before": {name: found["load"] for name, found in machines.items()},
         "commands": commands,
     }

@@ -55,7 +55,8 @@ def test_shell_scripts_are_sound(path: Path) -> None:
 
 def write_results(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     for number, (name, content) in enumerate(files.items()):
-        write_json(folder / name, {"machine": {"load": number / 10, "processor": f"number {number}"}, **content})
+        machine = {"load": number / 10, "processor": f"number {number}", "capability": "AVX"}
+        write_json(folder / name, {"machine": machine, **content})
 
 
 def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
         {
             f"train/{train.HEADLINE}.json": {"ratios": of_train},
             "train/lamp-2-qv.json": {"ratios": {f"engine vs {train.PLAIN}": 9.0, "something new": 5.0}},
-            "process_per_user.json": {"users": 4, "dtype": "float32", "ratios": of_processes},
+            "processes/bfloat16-4.json": {"ratios": of_processes},
             "infer/all-bfloat16-8.json": {"batches": [few, {"users": page.USERS_IN_A_BATCH, "ratios": of_infer}]},
             "gpu/tiny.json": {"device": "a GPU", "ratios": {"floor / engine": 0.5}, "command": "gpu.py --shape tiny"},
         },
@@ -101,10 +102,9 @@ def test_headlines_are_the_ratios_of_the_headline_cases(tmp_path: Path) -> None:
         "train lamp-2-qv": {"train_vs_peft_plain": 9.0},
         "gpu tiny, a GPU": {"floor / engine": 0.5},
     }
-    assert found["machine"] == {"load": 0.0, "processor": "number 0"}
-    assert found["processors"]["process_per_user.json"] == "number 2"
-    assert found["what"].endswith("train_vs_process_per_user: 4 users, float32")
-    assert found["load_before"]["process_per_user.json"] == 0.2
+    assert found["machine"] == {"load": 0.0, "processor": "number 0", "capability": "AVX"}
+    assert found["processors"]["processes/bfloat16-4.json"] == "number 2, AVX"
+    assert found["load_before"]["processes/bfloat16-4.json"] == 0.2
     assert found["commands"][1:] == ["python benchmarks/gpu.py --shape tiny"]
 
 
@@ -154,7 +154,7 @@ TINY = ("--shape", "tiny", "--device", "cpu")
         (("gpu.py", *TINY, "--users", "2", "--items", "16", "--repeats", "1"), "floor"),
         (("ablations.py", "--base", "tiny-random", "--case", "lamp-2", "--repeats", "1"), "time / engine"),
         (("peak_memory.py", "--base", "tiny-random", "--case", "lamp-2"), "more than at the start"),
-        (("process_per_user.py", "--base", "tiny-random", "--users", "1", "--repeats", "1"), "users/s"),
+        (("process_per_user.py", "--base", "tiny-random", "--users", "1", "--repeats", "1"), "users/h"),
         (("infer.py", "--base", "tiny-random", "--users", "2", "--repeats", "1"), "base / engine"),
         (("scale.py", "--users", "40", "--trained", "20", "--repeats", "1"), "| personalize | 20 |"),
         (("store.py", "--base", "tiny-random", "--users", "9", "--real-users", "3", "--repeats", "2"), "user store"),
