@@ -107,6 +107,7 @@ def measure(base: BaseModel, name: str, options: argparse.Namespace) -> dict[str
         "tokens_per_batch": TOKENS,
         "equality": equality,
         "moved within a turn, %": times.moved,
+        "turns": times.record(),
         "rows": rows_of(times, units=trained_tokens(jobs), unit="tokens"),
         "ratios": {way: ratio(times, way, ENGINE) for way in ways if way != ENGINE},
     }

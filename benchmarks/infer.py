@@ -126,6 +126,7 @@ def measure(
     return {
         "users": users,
         "moved within a turn, %": times.moved,
+        "turns": times.record(),
         "rows": rows_of(times, units=users, unit="queries"),
         "ratios": {
             "base / engine": ratio(times, BASE, ENGINE),
@@ -139,12 +140,13 @@ def measure(
 def page_of(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """Return all batch sizes as Markdown."""
     ways, ratios = list(found[0]["rows"]), list(found[0]["ratios"])
-    head = ["users in the batch", *(f"{way}, queries/s" for way in ways), *ratios]
+    head = ["users in the batch", *(f"{way}, queries/s" for way in ways), *ratios, "speed moved in a turn, %"]
     rows = [
         [
             one["users"],
             *(_with_extremes(one["users"], one["rows"][way]) for way in ways),
             *(one["ratios"][key] for key in ratios),
+            one["moved within a turn, %"],
         ]
         for one in found
     ]

@@ -190,6 +190,7 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argp
         "dtype": case.dtype,
         "equality": {**equality, "equal answers": same},
         "moved within a turn, %": times.moved,
+        "turns": times.record(),
         "rows": rows,
         "ratios": {
             f"engine vs {PROCESSES}": ratio(times, PROCESSES, ENGINE),

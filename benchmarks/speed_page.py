@@ -75,6 +75,11 @@ RATIOS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, float]]]
 """Folder -> name of the file whose ratios stand for all, and how to read the ratios of any of them."""
 
 
+def processor(machine: Mapping[str, Any]) -> str:
+    """Name the processor with its best unit for products."""
+    return ", ".join([machine["processor"], *machine.get("units", [])[-1:]])
+
+
 def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
     """Read a file of results, if it is there."""
     path = folder / name
@@ -98,6 +103,7 @@ def headline(folder: Path) -> dict[str, Any]:
             name = case["case"]
             (ratios if name == HEADLINE else others.setdefault(f"memory {name}", {})).update(memory_ratios(case))
         machines["peak_memory.json"] = memory["machine"]
+    commands += sorted({found["command"] for found in machines.values() if "command" in found})
     for path in sorted((folder / "gpu").glob("*.json")):
         result = read_json(path)
         others[f"gpu {path.stem}, {result['device']}"] = result["ratios"]
@@ -109,12 +115,11 @@ def headline(folder: Path) -> dict[str, Any]:
         f"infer: {USERS_IN_A_BATCH} users in a batch, bfloat16, all linear layers, 8 tokens of answer; "
         "memory_over_peft_plus_slots: what the engine holds at the peak beyond the loaded base model, divided by the "
         "same of the plain loop and the engine's slots; memory_foretold_over_measured: of the engine's process without "
-        "its libraries, memory_foretold_over_process: with them on both sides; train_vs_process_per_user: 4 users over two "
-        "merged anchors, bfloat16",
+        "its libraries, memory_foretold_over_process: with them on both sides; train_vs_process_per_user: 4 users over "
+        "two merged anchors, bfloat16",
         "other_cases": others,
         "machine": machines.get(f"train/{HEADLINE}.json", {}),
-        "processors": {name: f"{found['processor']}, {found['capability']}" for name, found in machines.items()},
-        "load_before": {name: found["load"] for name, found in machines.items()},
+        "processors": {name: processor(found) for name, found in machines.items()},
         "commands": commands,
     }
 

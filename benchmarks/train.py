@@ -6,8 +6,8 @@ Every case trains some people's adapters with the same model, rows, initial valu
 AdamW. Before any time is reported, the loss that the trained adapters have on their rows is asserted to be the same for
 all ways, and to have moved by far more than they may differ. The ways, and the floor beneath all of them, are described
 in `training_peers.py`; "peft best" is the fastest of the strong PEFT loops over transformers' own forward pass, turn by
-turn. Of these, those that take much longer than the fastest in the first turn, which only warms up, are left out of the
-others.
+turn. Of these, those that take much longer than the fastest both in the warm-up and in the first turn are left out of
+the others; their two times stay in the JSON.
 Without --data, invented people are used. Cases already in the folder are left as they are, so that a stopped run goes
 on.
 """
@@ -44,7 +44,7 @@ PROMPTS = PromptConfig(history_words=60, input_words=120, max_tokens=768)
 HEADLINE = "lamp-2"
 PLAIN, PACKED, TRAINER, ENGINE = "peft plain", "peft packed", "hf trainer", "engine"
 WHOLE = "peft whole update"
-STRONG = ("peft rows", "peft rows, eager", "peft sorted", WHOLE)
+STRONG = ("peft rows", "peft rows, eager", "peft sorted", "peft sorted, eager", WHOLE, "peft whole update, eager")
 """PEFT loops over transformers' own forward pass, without what makes the plain one slow."""
 BEST = "peft best"
 FLOOR, WHOLE_FLOOR = "floor", "floor, whole rows"
@@ -239,6 +239,7 @@ def measure(base: BaseModel, case: Case, jobs: Sequence[TrainJob], options: argp
         "tokens": trained_tokens(jobs),
         "equality": equality,
         "moved within a turn, %": times.moved,
+        "turns": times.record(),
         "rows": {
             name: {**row, "users_per_hour": round(3600 * case.users / row["median_s"])} for name, row in rows.items()
         },

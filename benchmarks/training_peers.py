@@ -118,7 +118,9 @@ FORMS: Mapping[str, Form] = {
     "rows": Form(rows=1),
     "rows, eager": Form(rows=1, attention="eager"),
     "sorted": Form(rows=4),
+    "sorted, eager": Form(rows=4, attention="eager"),
     "whole update": Form(),
+    "whole update, eager": Form(attention="eager"),
     "packed": Form(packed=True),
 }
 """Name of a PEFT loop, without "peft " -> its form."""

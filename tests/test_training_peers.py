@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from measuring import rows_of, take_turns
+from measuring import command, rows_of, take_turns
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig, TrainConfig
 from mta.lora.adapter import distance, scale
@@ -88,7 +89,7 @@ def test_the_best_way_is_chosen_turn_by_turn() -> None:
     }  # fmt: skip
 
 
-def test_beaten_contenders_are_given_up_after_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_beaten_twice_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now, ran = [0.0], Counter[str]()
     monkeypatch.setattr("measuring.product_seconds", lambda: 1.0)
     monkeypatch.setattr("measuring.time.perf_counter", lambda: now[0])
@@ -103,9 +104,39 @@ def test_beaten_contenders_are_given_up_after_the_first_turn(monkeypatch: pytest
     took = {"engine": 0.1, "good": 0.5, "nearly": 0.6, "beaten": 0.7, "slow, no contender": 0.9}
     ways = {name: taking(name, seconds) for name, seconds in took.items()}
     times = take_turns(ways, repeats=3, contenders=("good", "nearly", "beaten"))
-    assert ran == {"engine": 4, "good": 4, "nearly": 4, "beaten": 1, "slow, no contender": 4}
+    assert ran == {"engine": 4, "good": 4, "nearly": 4, "beaten": 2, "slow, no contender": 4}
     assert list(times) == ["engine", "good", "nearly", "slow, no contender"]
     assert times["nearly"] == pytest.approx([0.6] * 3)
+    assert times.record()["given up, s"] == {"beaten": pytest.approx([0.7, 0.7])}
+    assert times.record()["seconds"]["good"] == pytest.approx([0.5] * 3)
+
+
+def test_a_way_that_is_slow_only_to_warm_up_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("measuring.product_seconds", lambda: 1.0)
+    monkeypatch.setattr("measuring.time.perf_counter", lambda: now[0])
+    now, slow = [0.0], iter([9.0, 1.0, 1.0])
+
+    def late() -> None:
+        now[0] += next(slow)
+
+    def steady() -> None:
+        now[0] += 1.0
+
+    assert list(take_turns({"late": late, "steady": steady}, repeats=2, contenders=("late", "steady"))) == [
+        "late", "steady",
+    ]  # fmt: skip
+
+
+def test_every_turn_begins_with_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("measuring.product_seconds", lambda: 1.0)
+    order: list[str] = []
+    take_turns({name: partial(order.append, name) for name in "abc"}, repeats=3)
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+
+
+def test_the_command_is_told_without_places() -> None:
+    words = ["/somewhere/benchmarks/train.py", "--data", "/here", "--case", "lamp-2", "--out", "/there", "--anyway"]
+    assert command(words) == "python benchmarks/train.py --data DATA --case lamp-2 --anyway"
 
 
 def test_turns_in_which_the_machine_changes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import serve_faults
 from postgres_server import missing
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_a_killed_server_loses_nothing_it_has_acknowledged(store: str) -> None:
     if store == "postgresql" and missing():
         pytest.skip(missing())
