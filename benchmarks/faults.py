@@ -790,7 +790,9 @@ def main() -> None:
         found = read_json(out) if out and out.exists() else {}  # another process may have written
         found |= {"seed": options.seed, **done}
     rows = [(name, what, json.dumps(count)) for name in PARTS if name in found for what, count in found[name].items()]
-    page = f"{table(['part', 'what', 'how often'], rows)}\n\nLost or damaged: nothing."
+    untried = [name for name in PARTS if name not in found or "skipped" in found[name]]
+    left_out = f" Not tried: {', '.join(untried)}." if untried else ""
+    page = f"{table(['part', 'what', 'how often'], rows)}\n\nLost or damaged: nothing.{left_out}"
     write(out, found, page)
 
 

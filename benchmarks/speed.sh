@@ -38,9 +38,9 @@ infer --new-tokens 64 --users 8 --users 32 --dtype bfloat16
 infer --dtype float32
 infer --targets qv --dtype bfloat16
 for case in lamp-2 lamp-2-fp32; do
-  measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --out "$out/ablations"
+  measure "ablations/$case.json" ablations.py --data "$data" --case "$case" --users 2 --out "$out/ablations"
 done
-for case in lamp-2-1-user lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors lamp-2-anchors-qv lamp-5 \
+for case in lamp-2-1-user lamp-2-2-users lamp-2-50-items lamp-2-100-items lamp-2-qv lamp-2-anchors lamp-2-anchors-qv lamp-5 \
   synthetic 64-users; do
   measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
 done

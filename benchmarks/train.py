@@ -73,13 +73,14 @@ CASES: Mapping[str, Case] = {
     HEADLINE: Case(ways=(PLAIN, *STRONG, PACKED, TRAINER)),
     "lamp-2-fp32": Case(dtype="float32", ways=(PLAIN, *STRONG, PACKED, TRAINER)),
     "lamp-2-1-user": Case(users=1),
+    "lamp-2-2-users": Case(users=2, ways=(PLAIN, *STRONG, PACKED, TRAINER)),
     "lamp-2-50-items": Case(users=1, items=50),
     "lamp-2-100-items": Case(users=1, items=100),
     "lamp-2-qv": Case(users=2, targets=QUERY_VALUE),
     "lamp-2-anchors": Case(users=2, rank=4, beneath=2),
     "lamp-2-anchors-qv": Case(users=2, rank=4, beneath=2, targets=QUERY_VALUE),
     "lamp-5": Case(shape="lamp-5", users=2),
-    "synthetic": Case(shape="synthetic"),
+    "synthetic": Case(shape="synthetic", users=2),
     "64-users": Case(shape="synthetic", users=64, items=4, ways=(PLAIN, WHOLE)),
 }
 

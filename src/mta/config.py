@@ -315,7 +315,7 @@ class EngineConfig:
     checkpoint_every_s: float = 120.0
     """Seconds between checkpoints of unfinished users."""
     grouped: bool = False
-    """All users' adapters of a layer in one product, on a GPU that can; correct, and not yet timed on one."""
+    """All users' adapters of a layer in one product, on a GPU that can; the result is the same to rounding."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "slots", "tokens_per_batch", "predict_tokens_per_batch")

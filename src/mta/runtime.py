@@ -104,8 +104,8 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, instead of handing it back and asking for it again in every pass.
 
     With the C library's defaults, each training step's activations are returned to the system and come back page by
-    page, which takes up to a quarter of a step on the CPU. The process then holds what it has freed until
-    `hand_back_memory`. Does nothing where the C library is not GNU's.
+    page, which took a quarter of a step on one machine and nothing on another. The process then holds what it has freed
+    until `hand_back_memory`. Does nothing where the C library is not GNU's.
     """
     library = _glibc()
     if library is None:
@@ -127,8 +127,8 @@ class PassMemory:
     """Hands freed memory back between passes over packs on a CPU, but only when holes have made the process grow.
 
     Passes over packs of ever other sizes leave holes that the next one cannot use, and the process grows to twice what
-    it needs; handing everything back after every pass takes a fifth of a small model's time. So what the process holds
-    after a pass is compared with what it held after the first pass since memory was handed back last.
+    it needs; handing everything back after every pass takes time, as it comes back page by page. So what the process
+    holds after a pass is compared with what it held after the first pass since memory was handed back last.
 
     Args:
         device: where the passes are; nothing is done for any but a CPU.

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.lora.routed_linear import Layer, Route, Stretch, routed_linear, routed_linears, stretches
+from mta.lora.routed_linear import Layer, Route, Stretch, routed_linears, stretches
 
 D_IN, D_OUT, RANK = 5, 7, 3
 
@@ -66,7 +66,7 @@ def test_output_and_gradients_equal_plain_autograd(bias: bool, x_wants_gradient:
         for k, start, stop in places
     ]
     x2 = x.detach().clone().requires_grad_(x_wants_gradient)
-    y = routed_linear(x2, weight, b, routes)
+    (y,) = routed_linears(x2, [Layer(weight, b, routes)])
     y.backward(upstream)
 
     assert torch.allclose(y, expected, atol=1e-12)
@@ -80,7 +80,7 @@ def test_output_and_gradients_equal_plain_autograd(bias: bool, x_wants_gradient:
 def test_fixed_factors_collect_nothing_and_pass_the_gradient_on():
     x = draw(1, 4, D_IN, seed=0).requires_grad_()
     weight, A, B = draw(D_OUT, D_IN, seed=1), draw(RANK, D_IN, seed=2), draw(D_OUT, RANK, seed=3)
-    y = routed_linear(x, weight, None, [Route(0, 4, A, B)])
+    (y,) = routed_linears(x, [Layer(weight, None, [Route(0, 4, A, B)])])
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(gradient, (weight + B @ A).sum(dim=0).expand(1, 4, D_IN), atol=1e-12)
 
@@ -109,7 +109,7 @@ def test_layers_together_give_what_each_gives_alone(used: tuple[bool, ...]):
 
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
     alone, apart = make()
-    ys = [routed_linear(one, layer.weight, layer.bias, layer.routes) for layer in alone]
+    ys = [routed_linears(one, [layer])[0] for layer in alone]
     losses(ys).backward()
     layers, together = make()
     zs = routed_linears(two, layers)

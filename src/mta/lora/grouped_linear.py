@@ -1,8 +1,8 @@
 """Frozen linear layers with many adapters on a GPU: the products of all stretches in one launch.
 
-The same function as `routed_linear`, laid out for CUDA's grouped matrix product: the adapters of G stretches lie in one
-tensor each, tokens are cut at their ends on the device, and nothing waits for the host. That product wants rows of
-whole 16 bytes, so ranks are filled up with zeros. On a CPU it is a loop; use `routed_linear` there.
+The same function as `routed_linears`, laid out for CUDA's grouped matrix product: the adapters of G stretches lie in
+one tensor each, tokens are cut at their ends on the device, and nothing waits for the host. That product wants rows of
+whole 16 bytes, so ranks are filled up with zeros. On a CPU it is a loop; use `routed_linears` there.
 """
 
 from __future__ import annotations

@@ -67,12 +67,6 @@ class Layer:
     """Stretches of the N tokens, none overlapping; layers that go together have equal ones."""
 
 
-def routed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Sequence[Route]) -> Tensor:
-    """Return the output of one layer; see `routed_linears`."""
-    (y,) = routed_linears(x, [Layer(weight, bias, routes)])
-    return y
-
-
 def routed_linears(x: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     """Return `x W^T + bias` of each layer, plus `(x A^T) B^T` of each of its routes for its tokens.
 

@@ -114,7 +114,7 @@ def initial_A(shape: tuple[int, int], *, seed: int, key: str, module: str) -> Te
 
 
 @dataclass(slots=True)
-class _Slots:
+class _ModuleSlots:
     """One module's slots: trainable factors as views of the parameter rows, frozen factors beside them."""
 
     A: Tensor
@@ -204,31 +204,25 @@ class TrainableStack:
         self.frozen_rank = frozen_rank
         self._modules = self._make_views()
 
-    def _make_views(self) -> dict[str, _Slots]:
-        modules: dict[str, _Slots] = {}
-        beneath = self._frozen_views(self.frozen)
-        at = at_fixed = 0
-        for name, (d_out, d_in) in self.shapes.items():
-            gradient_A = None
-            if self.fixed_a is None:
-                A, gradient_A = (_view(rows, at, (self.rank, d_in)) for rows in (self.parameters, self.gradients))
-                at += self.rank * d_in
-            else:
-                A = _view(self.fixed_a, at_fixed, (self.rank, d_in))
-                at_fixed += self.rank * d_in
-            B, gradient_B = (_view(rows, at, (d_out, self.rank)) for rows in (self.parameters, self.gradients))
-            at += d_out * self.rank
-            modules[name] = _Slots(A, B, *beneath[name], gradient_A, gradient_B)
-        return modules
+    def _make_views(self) -> dict[str, _ModuleSlots]:
+        values = self._views(self.parameters, self.rank, fixed_a=self.fixed_a)
+        gradients = self._views(self.gradients, self.rank, fixed_a=self.fixed_a)
+        beneath = self._views(self.frozen, self.frozen_rank)
+        return {
+            name: _ModuleSlots(*values[name], *beneath[name], gradient_A if self.train_a else None, gradient_B)
+            for name, (gradient_A, gradient_B) in gradients.items()
+        }
 
-    def _frozen_views(self, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return each module's frozen A (S, R, d_in) and B (S, d_out, R) as views of rows laid out as `frozen`."""
-        views, at, rank = {}, 0, self.frozen_rank
-        for name, (d_out, d_in) in self.shapes.items():
-            A, at = _view(rows, at, (rank, d_in)), at + rank * d_in
-            B, at = _view(rows, at, (d_out, rank)), at + d_out * rank
-            views[name] = (A, B)
-        return views
+    def _views(self, rows: Tensor, rank: int, *, fixed_a: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each module's A (S, rank, d_in) and B (S, d_out, rank) as views of rows: module by module A, then B.
+
+        Where `fixed_a` is given, its rows hold every A, and `rows` every B.
+        """
+        cut = _Cut(rows)
+        cut_A = cut if fixed_a is None else _Cut(fixed_a)
+        return {
+            name: (cut_A.next((rank, d_in)), cut.next((d_out, rank))) for name, (d_out, d_in) in self.shapes.items()
+        }
 
     @property
     def module_names(self) -> Iterable[str]:
@@ -248,15 +242,14 @@ class TrainableStack:
             AdapterError: the frozen adapter does not fit the modules or the rank.
         """
         self.clear(slot)
-        into = self.parameters if self.fixed_a is None else self.fixed_a
-        row = torch.zeros(into.shape[1])  # put together here, so that it goes to the device in one piece
-        at = 0
-        for name, (d_out, d_in) in self.shapes.items():
-            start = initial_A((self.rank, d_in), seed=seed, key=key, module=name).flatten()
-            row[at : at + len(start)] = start
-            at += len(start) + (d_out * self.rank if self.train_a else 0)
+        row = torch.zeros(1, self.parameters.shape[1])  # put together here, so that it goes to the device in one piece
+        fixed = None if self.fixed_a is None else torch.zeros(1, self.fixed_a.shape[1])
+        for name, (A, _) in self._views(row, self.rank, fixed_a=fixed).items():
+            A[0] = initial_A((self.rank, A.shape[2]), seed=seed, key=key, module=name)
         with torch.no_grad():
-            into[slot].copy_(row)
+            self.parameters[slot].copy_(row[0])
+            if self.fixed_a is not None and fixed is not None:
+                self.fixed_a[slot].copy_(fixed[0])
         if frozen is not None:
             self._set_frozen(slot, frozen)
 
@@ -269,7 +262,7 @@ class TrainableStack:
             )
         where = next(iter(frozen.modules.values())).A.device if frozen.modules else self.frozen.device
         row = torch.zeros(1, self.frozen.shape[1], device=where, dtype=self.frozen.dtype)
-        views = self._frozen_views(row)
+        views = self._views(row, self.frozen_rank)
         for name, factors in frozen.modules.items():
             A, B = (view[0] for view in views[name])
             if factors.rank > len(A) or factors.A.shape[1] != A.shape[1]:
@@ -360,23 +353,28 @@ class TrainableStack:
             `<module>.A (r, d_in)` and `<module>.B (d_out, r)`, as `Adapter.tensors` names them.
         """
         row = (self.parameters[slot] if values is None else values).detach().cpu()
-        fixed = None if self.fixed_a is None else self.fixed_a[slot].cpu()
+        fixed = None if self.fixed_a is None else self.fixed_a[slot : slot + 1].cpu()
         tensors: dict[str, Tensor] = {}
-        at = at_fixed = 0
-        for name, (d_out, d_in) in self.shapes.items():
-            if fixed is None:
-                A, at = row[at : at + self.rank * d_in], at + self.rank * d_in
-            else:
-                A, at_fixed = fixed[at_fixed : at_fixed + self.rank * d_in], at_fixed + self.rank * d_in
-            B, at = row[at : at + d_out * self.rank], at + d_out * self.rank
-            tensors[f"{name}.A"] = A.view(self.rank, d_in).clone()
-            tensors[f"{name}.B"] = B.view(d_out, self.rank) * self.scaling
+        for name, (A, B) in self._views(row[None], self.rank, fixed_a=fixed).items():
+            tensors[f"{name}.A"], tensors[f"{name}.B"] = A[0].clone(), B[0] * self.scaling
         return tensors
 
 
-def _view(rows: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
-    """Return (S, *shape): the values from `start` of every row."""
-    return rows[:, start : start + shape[0] * shape[1]].view(len(rows), *shape)
+class _Cut:
+    """Cuts rows into pieces, one after the other.
+
+    Args:
+        rows: (S, N)
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows, self._at = rows, 0
+
+    def next(self, shape: tuple[int, int]) -> Tensor:
+        """Return the next values of every row as a view, (S, *shape)."""
+        start = self._at
+        self._at += shape[0] * shape[1]
+        return self._rows[:, start : self._at].view(len(self._rows), *shape)
 
 
 def check_routed(routed: Sequence[Stretch], x: Tensor, module: str) -> None:
