@@ -10,7 +10,8 @@ server holds them. Ways, taking turns in one process:
 - `engine`: all users in one batch, the bank's anchors held once; `engine, nothing shared` is the same without that.
 - `peft adapter_names`, `polylora` where it is installed, and `merge per user`: see `inference_peers.py`. Adding the
   adapters to their models is not counted and reported apart.
-- `base`: the bare base model on the same batch: the floor.
+- `base`: the bare base model on the same batch, read and decoded as the engine does: the floor. Also by the
+  generate of transformers, as the peers do, which tells what of the engine's lead is not the adapters'.
 
 Before any time is reported, the answers of all ways are compared; in bfloat16, where rounding may turn a greedy choice,
 most answers of all batches together must agree. Adapters are large enough that most answers are not the base model's.
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 
-from inference_peers import PeftNames, PolyLora, has_polylora, merge_per_user, whole
+from inference_peers import PeftNames, PolyLora, complete, has_polylora, merge_per_user, whole
 from measuring import ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
@@ -41,7 +42,8 @@ from mta.runtime import keep_freed_memory
 
 ANCHORS, ANCHOR_RANK, OWN_RANK = 12, 8, 4
 TARGETS = {"all": ALL_LINEAR, "qv": QUERY_VALUE}
-ENGINE, UNSHARED, BASE = "engine", "engine, nothing shared", "base"
+ENGINE, UNSHARED = "engine", "engine, nothing shared"
+BASE, PLAIN_BASE = "base", "base, generate of transformers"
 NAMES, POLYLORA, MERGE = "peft adapter_names", "polylora", "merge per user"
 SIZES = (32, 64, 16, 4, 1)
 """Users in a batch. The largest come first: answers of all batches so far are compared, and one alone may turn."""
@@ -87,9 +89,10 @@ def require_agreement(batches: Sequence[Mapping[str, Any]], *, share: float) -> 
     asked = sum(batch["users"] for batch in batches)
     for way in batches[0]["same answers"]:
         same = sum(batch["same answers"][way] for batch in batches)
-        if way == BASE and 2 * same > asked:
+        bare = way in (BASE, PLAIN_BASE)
+        if bare and 2 * same > asked:
             raise SystemExit(f"{same} of {asked} answers are those of the bare base model; larger adapters are needed")
-        if way != BASE and same < share * asked:
+        if not bare and same < share * asked:
             raise SystemExit(f"{way} and the engine agree on {same} of {asked} answers; not comparable")
 
 
@@ -117,6 +120,7 @@ def measure(
         UNSHARED: partial(answer, [replace(request, adapter=whole(request)) for request in requests]),
         MERGE: partial(merge_per_user, base, requests, options.new_tokens),
         BASE: partial(answer, [Request(request.row) for request in requests]),
+        PLAIN_BASE: partial(complete, base, base.model, [request.row for request in requests], options.new_tokens),
     }
     times = take_turns(
         {name: partial(keep, name, work) for name, work in ways.items()}, repeats=options.repeats, anyway=options.anyway
@@ -130,6 +134,7 @@ def measure(
         "rows": rows_of(times, units=users, unit="queries"),
         "ratios": {
             "base / engine": ratio(times, BASE, ENGINE),
+            f"{PLAIN_BASE} / engine": ratio(times, PLAIN_BASE, ENGINE),
             **{f"engine vs {way}": ratio(times, way, ENGINE) for way in (*peers, MERGE, UNSHARED)},
         },
         "same answers": agreements(answers),
