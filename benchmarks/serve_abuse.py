@@ -31,7 +31,7 @@ import hypothesis
 import schemathesis
 from schemathesis import GenerationMode
 
-from faults import Violation
+from fault_lives import Violation
 from measuring import table, write
 from mta.serving.database import open_database
 from mta.serving.tenants import add_key, ensure_tenant

@@ -32,7 +32,7 @@ from typing import Any
 
 import httpx
 
-from faults import CONFIG, Violation
+from fault_lives import CONFIG, Violation
 from measuring import table, write
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import load_base_model
