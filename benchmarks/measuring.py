@@ -240,9 +240,11 @@ def command(words: Sequence[str]) -> str:
     """Return a command that does the same anywhere: without where it reads and writes here."""
     told, rest = ["python", f"benchmarks/{Path(words[0]).name}"], iter(words[1:])
     for word in rest:
-        if word in ELSEWHERE:
-            next(rest, None)
-            told += [word, ELSEWHERE[word]] if ELSEWHERE[word] else []
+        option, together, _ = word.partition("=")
+        if option in ELSEWHERE:
+            if not together:
+                next(rest, None)
+            told += [option, ELSEWHERE[option]] if ELSEWHERE[option] else []
         else:
             told.append(word)
     return shlex.join(told)

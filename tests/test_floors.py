@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # 0 plain Python: errors, records, settings, files
     ("errors", "records", "characters", "config", "files", "folder_lock", "presets", "models", "seeds", "progress"),
     # 1 text and tokens, no tensors of a model
-    ("metrics", "retrieval", "prompting", "packing", "transfer", "tasks", "tasks.*", "data", "data.*"),
+    ("metrics", "label_scores", "retrieval", "prompting", "packing", "transfer", "tasks", "tasks.*", "data", "data.*"),
     # 2 tensors, no model and no file: the paper's maths
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.row_stack",

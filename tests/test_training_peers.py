@@ -135,7 +135,7 @@ def test_every_turn_begins_with_another_way(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_command_is_told_without_places() -> None:
-    words = ["/somewhere/benchmarks/train.py", "--data", "/here", "--case", "lamp-2", "--out", "/there", "--anyway"]
+    words = ["/somewhere/benchmarks/train.py", "--data", "/here", "--case", "lamp-2", "--out=/there", "--anyway"]
     assert command(words) == "python benchmarks/train.py --data DATA --case lamp-2 --anyway"
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from mta.baselines.classical_setup import Sentences
 from mta.baselines.label_memory import LabelMemory, MemoryConfig, fit_memory
-from mta.baselines.label_prior import log_prior_ratio, log_shares, pool_shares
+from mta.baselines.label_prior import log_prior_ratio, pool_shares
 from mta.baselines.methods import METHODS, find_method
 from mta.baselines.pooled_labels import fit_weights
 from mta.baselines.prior_method import judges_of
 from mta.errors import DataError
 from mta.evaluation.predict import examples_of, finished, predict
 from mta.evaluation.run import open_run
+from mta.label_scores import log_shares
 from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
 from mta.records import Example, HistoryItem, Prediction, User
 from mta.tasks import get_task

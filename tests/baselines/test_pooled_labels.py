@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mta.baselines.label_prior import log_shares
 from mta.baselines.pooled_labels import fit_weights
+from mta.label_scores import log_shares
 
 
 def drawn(weights: list[float], questions: int = 4000) -> tuple[np.ndarray, np.ndarray]:

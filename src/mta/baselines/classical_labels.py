@@ -25,9 +25,10 @@ from mta.baselines.classical_setup import (
     person_weights,
     smallest,
 )
-from mta.baselines.label_prior import log_ratio, log_shares, own_labels, smoothed_shares
+from mta.baselines.label_prior import log_ratio, own_labels, smoothed_shares
 from mta.baselines.linear_models import Array, Ints, LabelRegression, NumberRegression, Rows, fit_labels, fit_numbers
 from mta.errors import DataError
+from mta.label_scores import log_shares
 from mta.records import Example, User
 from mta.tasks.task import Task
 

@@ -26,12 +26,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mta.errors import ConfigError, DataError
+from mta.label_scores import by_scores
 from mta.records import Prediction, User
 from mta.tasks.labels import given_labels
 from mta.tasks.task import Task
@@ -163,11 +164,6 @@ def log_ratio(counts: Array, pool: Array, smoothing: float) -> Array:
     return np.asarray(np.log(smoothed_shares(counts, pool, smoothing) / pool))
 
 
-def log_shares(scores: Array) -> Array:
-    """Return (..., L) log-probabilities of (..., L) scores."""
-    return np.asarray(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
-
-
 def with_prior(
     prediction: Prediction, ratio: Mapping[str, float], strength: float, temperature: float = 1.0
 ) -> Prediction:
@@ -193,21 +189,6 @@ def with_prior(
     if strength > 0:
         scores = scores + strength * _in_order(labels, ratio, what="prior ratio", positive=False)
     return by_scores(prediction, dict(zip(labels, scores.tolist(), strict=True)))
-
-
-def by_scores(prediction: Prediction, scores: Mapping[str, float]) -> Prediction:
-    """Return a prediction answered anew from other label scores.
-
-    The best label becomes label and text; the nll is that of the gold among the labels, None where the gold is none.
-
-    Args:
-        prediction: for the query and its gold answer.
-        scores: label -> score in nats, up to a constant.
-    """
-    best = max(scores, key=lambda label: scores[label])
-    logs = dict(zip(scores, log_shares(np.array(list(scores.values()), dtype=np.float64)).tolist(), strict=True))
-    nll = -logs[prediction.gold] if prediction.gold in logs else None
-    return replace(prediction, label_scores=dict(scores), label=best, text=best, nll=nll)
 
 
 def choose_strength(

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mta.baselines.label_prior import log_shares
 from mta.data.people import PersonRule, find_people
 from mta.errors import DataError
+from mta.label_scores import log_shares
 from mta.records import User
 from mta.seeds import stable_seed
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from mta.baselines.classical_setup import Sentences
 from mta.baselines.label_memory import fit_memory
-from mta.baselines.label_prior import by_scores, log_prior_ratio, log_shares, pool_shares, prior_fits
+from mta.baselines.label_prior import log_prior_ratio, pool_shares, prior_fits
 from mta.baselines.linear_models import Array
 from mta.baselines.pooled_labels import fit_weights
 from mta.baselines.prior_method import FEWEST_JUDGES, judges_of, with_calibration
 from mta.encoders import load_encoder
 from mta.evaluation.predict import predict
+from mta.label_scores import by_scores, log_shares
 from mta.personalize import Method, PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks.examples import query_examples

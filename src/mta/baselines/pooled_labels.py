@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mta.baselines.label_prior import log_shares
 from mta.baselines.linear_models import Array, Ints
+from mta.label_scores import log_shares
 
 PULL = 0.01
 """Nats that a weight one away from its start costs beside the mean nll."""

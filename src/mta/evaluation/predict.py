@@ -13,10 +13,10 @@ from functools import partial
 import numpy as np
 
 from mta.base_model import BaseModel
-from mta.baselines.label_prior import by_scores, log_shares
 from mta.candidates import TEMPERATURES
 from mta.config import EngineConfig
 from mta.generation import Answered, Request, answer_and_score
+from mta.label_scores import by_scores, log_shares
 from mta.lora.stacked import Finished
 from mta.packing import TokenRow
 from mta.personalize import Personalized
