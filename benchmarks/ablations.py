@@ -23,10 +23,12 @@ from torch import Tensor
 from measuring import ratio, rows_of, steadiness, table, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
+from mta.gated_product import is_gated_mlp
+from mta.lean_layers import lean_layers, lean_mlp, lean_norm
+from mta.memory_at_hand import keep_freed_memory
 from mta.packing import Pack, pack_rows
-from mta.rms_norm import lean_norms
+from mta.rms_norm import is_rms_norm
 from mta.row_attention import rows_apart, segments
-from mta.runtime import keep_freed_memory
 from train import ENGINE, case_of, make_jobs, run_engine, take_trainings, turns_options
 from training_peers import Adapters, trained_tokens
 
@@ -37,7 +39,7 @@ SLOTS, TOKENS = 8, EngineConfig().tokens_per_batch
 
 def all_logits(base: BaseModel, pack: Pack) -> Tensor:
     """Do what `answer_nll` does, with the head run for every position."""
-    with rows_apart(base.model), lean_norms(base.model):
+    with rows_apart(base.model), lean_layers(base.model):
         logits = base.model(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
@@ -70,9 +72,10 @@ WITHOUT: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "with logits of all positions": partial(patch, "mta.training.answer_nll", all_logits),
     "without attention in blocks": partial(patch, "mta.row_attention.faster_in_blocks", lambda query, key: False),
     "layers of one input apart": partial(patch, "mta.lora.attach.SAME_INPUT", ()),
-    "without own norms": partial(patch, "mta.forward.lean_norms", lambda model: nullcontext()),
-    "without handing memory back": partial(patch, "mta.runtime.hand_back_memory", lambda: None),
-    "handing memory back after every other pass": partial(patch, "mta.runtime.PassMemory.SLACK", 0.0),
+    "without own norms": partial(patch, "mta.lean_layers.LAYERS", {is_gated_mlp: lean_mlp}),
+    "without own gated products": partial(patch, "mta.lean_layers.LAYERS", {is_rms_norm: lean_norm}),
+    "without handing memory back": partial(patch, "mta.memory_at_hand.hand_back_memory", lambda: None),
+    "handing memory back after every other pass": partial(patch, "mta.memory_at_hand.PassMemory.SLACK", 0.0),
     "without keeping freed memory": with_usual_memory,
 }
 """What is taken out -> how."""
@@ -80,7 +83,7 @@ ENGINES: Mapping[str, EngineConfig] = {
     "one user at a time": EngineConfig(slots=1),
     **{
         f"{tokens} tokens in a pass": EngineConfig(slots=SLOTS, tokens_per_batch=tokens)
-        for tokens in (512, 1024, 2048, 4096)
+        for tokens in (512, 1024, 1536, 2048, 4096)
         if tokens != TOKENS
     },
 }

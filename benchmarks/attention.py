@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from mta.block_attention import attend_in_blocks
-from mta.runtime import keep_freed_memory
+from mta.memory_at_hand import keep_freed_memory
 
 HEADS, KEY_HEADS, WIDTH = 9, 3, 64
 LENGTHS = (50, 150, 400, 768, 1024)

@@ -24,8 +24,8 @@ from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig, PromptConfig, TrainConfig
 from mta.data.read import read_users
 from mta.files import read_json, write_json
+from mta.memory_at_hand import keep_freed_memory
 from mta.records import User
-from mta.runtime import keep_freed_memory
 from mta.tasks import get_task
 from mta.tasks.task import Task
 from mta.training import train

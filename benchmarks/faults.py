@@ -71,7 +71,7 @@ def main() -> None:
         out = options.out / "faults.json" if options.out else None
         done = {name: parts[name]() for name in options.only or PARTS}
         found = read_json(out) if out and out.exists() else {}  # another process may have written
-        found |= {"seed": options.seed, **done}
+        found |= {"seeds": found.get("seeds", {}) | dict.fromkeys(done, options.seed), **done}
     rows = [(name, what, json.dumps(count)) for name in PARTS if name in found for what, count in found[name].items()]
     untried = [name for name in PARTS if name not in found or "skipped" in found[name]]
     left_out = f" Not tried: {', '.join(untried)}." if untried else ""

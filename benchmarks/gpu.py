@@ -25,11 +25,11 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from drawn_rows import ANSWER, drawn_row
 from measuring import ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, base_shape, wrap_model
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig, to_dict
 from mta.memory import training_memory
-from mta.packing import TokenRow
 from mta.runtime import choose_device
 from mta.tiny_model import byte_tokenizer
 from mta.training_plan import TrainJob
@@ -54,7 +54,6 @@ SHAPES: Mapping[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Architectures as published."""
-ANSWER = (5, 6, 7, 2)
 GROUPED, WHOLE = "engine, grouped", "peft whole update"
 T = TypeVar("T")
 
@@ -73,11 +72,7 @@ def make_jobs(words: int, options: argparse.Namespace) -> list[TrainJob]:
     config = TrainConfig(
         rank=options.rank, alpha=2.0 * options.rank, lr=1e-3, epochs=1, batch_size=8, target_modules=ALL_LINEAR
     )
-
-    def row() -> TokenRow:
-        length = int(torch.randint(100, 201, (), generator=generator)) - len(ANSWER)
-        return TokenRow(tuple(torch.randint(words // 2, words, (length,), generator=generator).tolist()), ANSWER)
-
+    row = partial(drawn_row, generator, words=words, lengths=(100 - len(ANSWER), 200 - len(ANSWER)))
     return [
         TrainJob(f"user {number}", tuple(row() for _ in range(options.items)), config)
         for number in range(options.users)

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from drawn_rows import drawn_row
 from inference_peers import PeftNames, PolyLora, complete, has_polylora, merge_per_user, whole
 from measuring import ratio, rows_of, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
@@ -37,8 +38,7 @@ from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.files import read_json
 from mta.generation import Request, generate
 from mta.lora.adapter import Adapter, AdapterSum, Factors
-from mta.packing import TokenRow
-from mta.runtime import keep_freed_memory
+from mta.memory_at_hand import keep_freed_memory
 
 ANCHORS, ANCHOR_RANK, OWN_RANK = 12, 8, 4
 TARGETS = {"all": ALL_LINEAR, "qv": QUERY_VALUE}
@@ -66,11 +66,7 @@ def make_requests(base: BaseModel, users: int, targets: Sequence[str]) -> list[R
 
         return Adapter({name: factors(*shape) for name, shape in shapes.items()})
 
-    def question() -> TokenRow:
-        length = int(torch.randint(100, 201, (), generator=generator))
-        words = base.model.config.vocab_size
-        return TokenRow(tuple(torch.randint(words // 2, words, (length,), generator=generator).tolist()), ())
-
+    question = partial(drawn_row, generator, words=base.model.config.vocab_size, lengths=(100, 200), answer=())
     bank = [adapter(ANCHOR_RANK) for _ in range(ANCHORS)]
     nearest = [torch.randperm(ANCHORS, generator=generator)[:2].tolist() for _ in range(users)]
     return [

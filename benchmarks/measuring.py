@@ -48,6 +48,8 @@ ELSEWHERE = {"--data": "DATA", "--out": "", "--folder": "", "--work": ""}
 """Options that say where things are on the machine at hand -> what stands for it in a command that is told."""
 WORTH_TELLING_S = 1.0
 """Seconds from which a way's time is told as it comes."""
+LONG_S = 60.0
+"""Seconds from which what grows with a size is measured once only."""
 
 
 class Times(dict[str, list[float]]):
@@ -206,6 +208,14 @@ def rows_of(times: Mapping[str, Sequence[float]], *, units: float, unit: str) ->
         }
         for name, found in times.items()
     }
+
+
+def powers_of_ten(smallest: int, largest: int) -> list[int]:
+    """Return powers of ten from `smallest` up to `largest`."""
+    found = [min(smallest, largest)]
+    while found[-1] * 10 <= largest:
+        found.append(found[-1] * 10)
+    return found
 
 
 def case_options(doc: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:

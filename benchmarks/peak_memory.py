@@ -1,10 +1,11 @@
 """Peak memory of training, each way in a process of its own, and what the engine was foretold to take.
 
-    python benchmarks/peak_memory.py --data DIR --out docs/results/speed [--case lamp-2] [--case lamp-2-fp32]
+    python benchmarks/peak_memory.py --data DIR --out docs/results/speed [--case lamp-2] [--users 4] [--anyway]
 
 The work is that of a case of `train.py`: the same adapters, trained by the engine, by a plain PEFT loop, by stronger
-ones and by the Trainer. The process holds libraries and weights besides; "more than at the start" is the peak less what
-it held when the base model was loaded. Ratios:
+ones and by the Trainer; the engine and the plain loop, of which the ratios are, several times in turn. The process
+holds libraries and weights besides; "more than at the start" is the peak less what it held when the base model was
+loaded. Figures are medians. Ratios:
 
 - what the engine takes more than at the start, over what the plain loop takes and the bytes of the engine's slots:
   not above 1 where only the adapters of several users, with gradients and moments, are held besides;
@@ -16,32 +17,46 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from measuring import case_options, machine, table, write
+from measuring import table, tell, watched, write
 from mta.base_model import load_base_model, load_base_shape
 from mta.config import EngineConfig
 from mta.memory import training_memory
-from mta.runtime import keep_freed_memory, peak_rss_bytes, rss_bytes
-from train import CASES, ENGINE, HEADLINE, PLAIN, STRONG, TRAINER, make_jobs, peer, run_engine
+from mta.memory_at_hand import keep_freed_memory, peak_rss_bytes, rss_bytes
+from train import (
+    ENGINE,
+    HEADLINE,
+    PLAIN,
+    STRONG,
+    TRAINER,
+    case_of,
+    make_jobs,
+    peer,
+    run_engine,
+    turns_options,
+)
 
 SLOTS = 8
 WAYS = (ENGINE, PLAIN, *STRONG, TRAINER)
+COMPARED = (ENGINE, PLAIN)
+"""Ways that run several times."""
 OVER_PEFT = "engine / (peft plain + slots)"
 FORETOLD, PROCESS = "foretold / measured", "foretold and libraries / process"
 
 
-def child(way: str, name: str, base_name: str, data: Path | None) -> None:
+def child(way: str, name: str, options: argparse.Namespace) -> None:
     """Train in one way and print the bytes held without the base model, with it before training, and at the peak."""
     if way == ENGINE:
         keep_freed_memory()  # as the command line does; the peers are run as people run them
     libraries = rss_bytes()
-    base = load_base_model(base_name, dtype=CASES[name].dtype)
-    jobs = make_jobs(base, CASES[name], data)
+    case = case_of(name, options)
+    base = load_base_model(options.base, dtype=case.dtype)
+    jobs = make_jobs(base, case, options.data)
     start = rss_bytes()
     if way == ENGINE:
         run_engine(base, jobs, EngineConfig(slots=SLOTS))
@@ -50,24 +65,42 @@ def child(way: str, name: str, base_name: str, data: Path | None) -> None:
     print(json.dumps({"libraries": libraries, "start": start, "peak": peak_rss_bytes() or 0}))
 
 
-def foretold(name: str, base_name: str, data: Path | None) -> dict[str, int]:
+def in_own_process(way: str, name: str, options: argparse.Namespace) -> dict[str, int]:
+    """Train in one way in a fresh process; see `child`."""
+    words = ["--child", way, "--case", name, "--base", options.base]
+    for option in ("data", "dtype", "users"):
+        if (value := getattr(options, option)) is not None:
+            words += [f"--{option}", str(value)]
+    done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+    held: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+    tell(f"{name}, {way}: {(held['peak'] - held['start']) / 2**30:.2f} GiB more than at the start")
+    return held
+
+
+def foretold(name: str, options: argparse.Namespace) -> dict[str, int]:
     """Return what the engine's parts are foretold to take."""
-    shape = load_base_shape(base_name, dtype=CASES[name].dtype)
-    jobs = make_jobs(shape, CASES[name], data)
+    case = case_of(name, options)
+    shape = load_base_shape(options.base, dtype=case.dtype)
+    jobs = make_jobs(shape, case, options.data)
     found = training_memory(shape, jobs, engine=EngineConfig(slots=SLOTS))
     return {"weights": found.weights, "slots": found.slots, "largest pass": found.largest_pass}
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run every way of a case."""
-    held = {}
-    for way in WAYS:
-        words = ["--child", way, "--case", name, "--base", options.base]
-        words += ["--data", str(options.data)] if options.data else []
-        done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
-        held[way] = json.loads(done.stdout.strip().splitlines()[-1])
-    told = foretold(name, options.base, options.data)
-    return {"case": name, "held": held, "foretold": told, "ratios": ratios(held, told)}
+    turns: dict[str, list[dict[str, int]]] = {way: [] for way in WAYS}
+    for turn in range(options.repeats):
+        for way in WAYS if turn == 0 else COMPARED:
+            turns[way].append(in_own_process(way, name, options))
+    held = {way: medians(found) for way, found in turns.items()}
+    told = foretold(name, options)
+    users = case_of(name, options).users
+    return {"case": name, "users": users, "turns": turns, "held": held, "foretold": told, "ratios": ratios(held, told)}
+
+
+def medians(turns: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return the median of each figure."""
+    return {what: round(statistics.median(turn[what] for turn in turns)) for what in turns[0]}
 
 
 def ratios(held: Mapping[str, Mapping[str, int]], told: Mapping[str, int]) -> dict[str, float]:
@@ -83,29 +116,35 @@ def ratios(held: Mapping[str, Mapping[str, int]], told: Mapping[str, int]) -> di
 
 def page_of(result: Mapping[str, Any]) -> str:
     """Return a case as Markdown."""
-    rows = [
-        [way, f"{held['peak'] / 2**30:.2f}", f"{(held['peak'] - held['start']) / 2**30:.2f}"]
-        for way, held in result["held"].items()
-    ]
-    told = result["foretold"]
-    parts = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in told.items())
-    head = ["", "peak of the process, GiB", "more than at the start, GiB"]
+    rows = []
+    for way, held in result["held"].items():
+        more = [turn["peak"] - turn["start"] for turn in result["turns"][way]]
+        spread = f"{gib(min(more))} - {gib(max(more))}" if len(more) > 1 else ""
+        rows.append([way, gib(held["peak"]), gib(held["peak"] - held["start"]), spread])
+    told = ", ".join(f"{part} {gib(size)}" for part, size in result["foretold"].items())
+    head = ["", "peak of the process, GiB", "more than at the start, GiB", "min - max"]
     shown = "; ".join(f"{key}: **{value}**" for key, value in result["ratios"].items())
-    return f"### Memory, {result['case']}\n\n{table(head, rows)}\n\n{shown}\n\nForetold for the engine, GiB: {parts}."
+    title = f"### Memory, {result['case']}, {result['users']} users"
+    return f"{title}\n\n{table(head, rows)}\n\n{shown}\n\nForetold for the engine, GiB: {told}."
+
+
+def gib(size: float) -> str:
+    """Return bytes in GiB."""
+    return f"{size / 2**30:.2f}"
 
 
 def main() -> None:
     """Measure the cases and write one file."""
-    parser = case_options(__doc__, CASES)
+    parser = turns_options(__doc__)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     cases = options.case or [HEADLINE, "lamp-2-fp32"]
     if options.child:
-        child(options.child, cases[0], options.base, options.data)
+        child(options.child, cases[0], options)
         return
-    found = [measure(name, options) for name in cases]
+    found, where = watched(lambda: [measure(name, options) for name in cases], anyway=options.anyway)
     out = options.out / "peak_memory.json" if options.out else None
-    write(out, {"cases": found, "machine": machine()}, "\n\n".join(map(page_of, found)))
+    write(out, {"cases": found, "machine": where}, "\n\n".join(map(page_of, found)))
 
 
 if __name__ == "__main__":

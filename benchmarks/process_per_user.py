@@ -38,8 +38,8 @@ from mta.config import EngineConfig, TrainConfig, from_dict, to_dict
 from mta.files import make_folder, read_json, write_json
 from mta.generation import Request, generate
 from mta.lora.adapter import AdapterSum, Recipe, as_sum
+from mta.memory_at_hand import keep_freed_memory
 from mta.packing import TokenRow, left_pad
-from mta.runtime import keep_freed_memory
 from mta.training_plan import TrainJob
 from mta.training_store import adapter_path, train_and_store
 from train import CASES, Case, make_jobs, require_equal

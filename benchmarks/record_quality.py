@@ -23,7 +23,7 @@ from mta.data.read import read_users
 from mta.flat_records import DTYPES, Numbers, known_numbers, read_record, schema_of, write_record
 from mta.generation import Request, score_answers
 from mta.lora.adapter import Adapter, adapter_from_tensors, as_sum, distance
-from mta.runtime import keep_freed_memory
+from mta.memory_at_hand import keep_freed_memory
 from mta.tasks import get_task
 from mta.training import train
 from mta.training_plan import TrainJob

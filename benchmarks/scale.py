@@ -31,16 +31,16 @@ from typing import Any
 import matplotlib
 import torch
 
-from measuring import rows_of, table, watched, write
+from measuring import LONG_S, powers_of_ten, rows_of, table, watched, write
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import load_base_model
 from mta.config import AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
 from mta.encoders import HashingEncoder
+from mta.memory_at_hand import keep_freed_memory, peak_rss_bytes
 from mta.merging import match_anchors, match_in_blocks
 from mta.packing import TokenRow
 from mta.personalize import Resources, personalize_users
 from mta.records import HistoryItem, User
-from mta.runtime import keep_freed_memory, peak_rss_bytes
 from mta.tasks import get_task
 from mta.training import TrainProgress
 from mta.training_plan import TrainJob
@@ -59,8 +59,6 @@ BANK = BankConfig(
     match=MatchConfig(encoder="tiny-random"),
 )
 WORDS = ("garden", "engine", "violin", "harbour", "winter", "bread", "letter", "stone")
-LONG_S = 60.0
-"""What takes longer is not done again."""
 
 
 def match(users: int, _: Path) -> Callable[[], Sized]:
@@ -184,14 +182,6 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def sizes(largest: int, smallest: int) -> list[int]:
-    """Return powers of ten from `smallest` up to `largest`."""
-    found = [min(smallest, largest)]
-    while found[-1] * 10 <= largest:
-        found.append(found[-1] * 10)
-    return found
-
-
 def page_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return all sizes as Markdown."""
     head = ["", "users", "median s", "min - max", "repeats", "users/s", "peak memory, GiB"]
@@ -227,9 +217,9 @@ def main() -> None:
         child(options.child[0], int(options.child[1]))
         return
     wanted = {
-        "match": sizes(options.users, 1000),
-        "train": sizes(options.trained, 100),
-        "personalize": sizes(options.trained, 100),
+        "match": powers_of_ten(1000, options.users),
+        "train": powers_of_ten(100, options.trained),
+        "personalize": powers_of_ten(100, options.trained),
     }
     found, where = watched(
         lambda: {work: [measure(work, users, options) for users in asked] for work, asked in wanted.items()},

@@ -44,10 +44,11 @@ from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.statistics import score_predictions
 from mta.files import read_json, sha256_json, write_json
+from mta.memory_at_hand import keep_freed_memory
 from mta.personalize import Resources
 from mta.presets import small
 from mta.records import Prediction, Query, User
-from mta.runtime import keep_freed_memory, limit_threads
+from mta.runtime import limit_threads
 from mta.tasks import get_task
 from mta.tasks.task import Task
 

@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from measuring import table, tell, watched, write
+from measuring import LONG_S, powers_of_ten, table, tell, watched, write
 from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE
@@ -54,8 +54,6 @@ LLAMA_LAYERS = 32
 READS = 1000
 STORED = 10_000
 """Most users in one user store."""
-LONG_S = 60.0
-"""What takes longer is not done again."""
 FORMATS: tuple[Numbers, ...] = ("bfloat16", "int8")
 MATCH = Match("", ("anchor 1", "anchor 2"), (0.6, 0.4), (0.6, 0.4))
 
@@ -218,19 +216,11 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
         yield Work(FILE, real, kind, "bfloat16", options.real_users)
         for numbers in FORMATS:
             yield Work(MEMORY, real, kind, numbers, options.real_users)
-    for users in sizes(options.users):
+    for users in powers_of_ten(1000, options.users):
         yield Work(FILE, tiny, MANY, "bfloat16", users)
         if users <= STORED:
             yield Work(STORE, real, SMALL, "bfloat16", users)
     yield Work(STORE, real, SMALL, "int8", min(1000, options.users))  # what it costs does not depend on their number
-
-
-def sizes(largest: int) -> list[int]:
-    """Return powers of ten from 1,000 up to `largest`."""
-    found = [min(1000, largest)]
-    while found[-1] * 10 <= largest:
-        found.append(found[-1] * 10)
-    return found
 
 
 def measure(work: Work, folder: Path, repeats: int) -> dict[str, Any]:

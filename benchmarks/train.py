@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from drawn_rows import drawn_row
 from measuring import Times, case_options, ratio, rows_of, steadiness, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig, PromptConfig, TrainConfig
@@ -32,8 +33,8 @@ from mta.data.read import read_users
 from mta.files import read_json
 from mta.generation import Request, score_answers
 from mta.lora.adapter import Adapter, AdapterSum, Factors, Recipe, distance, scale
+from mta.memory_at_hand import keep_freed_memory
 from mta.packing import TokenRow
-from mta.runtime import keep_freed_memory
 from mta.tasks import get_task
 from mta.training import train
 from mta.training_plan import TrainJob
@@ -132,11 +133,7 @@ def _lamp(base: BaseModel, case: Case, config: TrainConfig, data: Path | None) -
 def _synthetic(base: BaseModel, case: Case) -> dict[str, tuple[TokenRow, ...]]:
     generator = torch.Generator().manual_seed(0)
     words = min(4000, base.model.config.vocab_size)
-
-    def row() -> TokenRow:
-        length = int(torch.randint(50, 151, (), generator=generator))
-        return TokenRow(tuple(torch.randint(words // 2, words, (length,), generator=generator).tolist()), (5, 6, 7, 2))
-
+    row = partial(drawn_row, generator, words=words, lengths=(50, 150))
     return {f"user {number}": tuple(row() for _ in range(case.items)) for number in range(case.users)}
 
 

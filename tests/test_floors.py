@@ -19,14 +19,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "lora", "lora.adapter", "lora.routed_linear", "lora.grouped_linear", "lora.slot_rows", "lora.row_stack",
         "lora.stacked", "lora.frozen_stack", "lora.slot_adamw", "lora.gates", "lora.experts",
-        "lora.expert_training", "lora.core", "block_attention", "row_grid", "rms_norm", "anchors", "merging",
+        "lora.expert_training", "lora.core", "block_attention", "row_grid", "rms_norm", "gated_product",
+        "anchors", "merging",
     ),
     # 3 models: load, attach, train, generate, keep
     (
-        "runtime", "base_model", "tiny_model", "prompt_tokens", "row_attention", "hub", "encoder_files", "encoders",
-        "vector_cache", "tensor_files", "flat_records", "lora.attach", "lora.peft_format", "adapter_files", "forward",
-        "kv_cache", "memory", "training", "training_plan", "training_checkpoint", "training_store", "candidates",
-        "generation",
+        "runtime", "memory_at_hand", "base_model", "tiny_model", "prompt_tokens", "row_attention", "padded_attention",
+        "lean_layers", "hub", "encoder_files", "encoders", "vector_cache", "tensor_files", "flat_records",
+        "lora.attach", "lora.peft_format", "adapter_files", "forward", "kv_cache", "memory", "training",
+        "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
     ),
     # 4 the method
     (

@@ -9,12 +9,14 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from helpers import random_adapter, random_rows, tiny_base
+from mta import generation
 from mta.base_model import wrap_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.errors import AdapterError
-from mta.generation import Request, answer_and_score, generate, score_answers
+from mta.generation import Request, answer_and_score, generate, prefill, routed, score_answers
+from mta.kv_cache import RoomyCache
 from mta.lora.adapter import Adapter, Factors
-from mta.packing import TokenRow
+from mta.packing import TokenRow, left_pad
 from mta.tiny_model import byte_tokenizer, tiny_llama
 
 TOGETHER = EngineConfig(predict_tokens_per_batch=400)
@@ -39,6 +41,33 @@ def test_mixed_batch_generates_what_each_user_alone_generates(dtype):
     alone = [generate(base, [request], max_new_tokens=8, engine=ALONE)[0] for request in requests]
     assert together == alone
     assert len(set(together)) > 6, "different people should answer differently here"
+
+
+def test_prompts_are_read_in_parts_of_like_length_and_leave_what_one_pass_leaves(monkeypatch):
+    base = tiny_base()
+    requests = [*mixed_requests(base), Request(TokenRow((7,), ()))]  # of the last one nothing is read ahead
+    prompts = left_pad([request.row.prompt for request in requests], pad_id=base.pad_id, device="cpu")
+
+    def read(tokens: int) -> tuple[RoomyCache, list[list[int]]]:
+        taken = []
+        monkeypatch.setattr(generation, "PART_TOKENS", tokens)
+        with torch.no_grad(), routed(base, [request.adapter for request in requests]) as take:
+            cache = prefill(base, prompts, room=4, take=lambda rows: (taken.append(list(rows)), take(rows)))
+        return cache, taken
+
+    whole, of_one = read(10**6)
+    parts, of_parts = read(40)
+    assert len(of_one) == 2
+    assert len(of_parts) > 4
+    assert of_parts[-1] == list(range(len(requests))), "all rows go on"
+    assert sorted(row for rows in of_parts[:-1] for row in rows) == of_parts[-1]
+    for mine, theirs in zip(parts.layers, whole.layers, strict=True):
+        assert mine.keys.shape[2] == prompts.input_ids.shape[1] - 1
+        for one, other in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+            for row, length in enumerate(prompts.lengths):
+                own = slice(one.shape[2] - length + 1, None)
+                assert torch.allclose(one[row, :, own], other[row, :, own], rtol=0, atol=1e-10)
+                assert length < 3 or bool(one[row, :, own].any())
 
 
 def test_an_adapter_changes_the_answer_and_the_base_row_stays_bare():

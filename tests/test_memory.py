@@ -125,7 +125,7 @@ from mta.base_model import load_base_model, load_base_shape
 from mta.config import EngineConfig, TrainConfig
 from mta.memory import training_memory
 from mta.packing import TokenRow
-from mta.runtime import keep_freed_memory, rss_bytes
+from mta.memory_at_hand import keep_freed_memory, rss_bytes
 from mta.training import train
 from mta.training_plan import TrainJob
 

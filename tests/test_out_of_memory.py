@@ -15,8 +15,8 @@ from mta.config import ALL_LINEAR, EngineConfig, TrainConfig
 from mta.errors import ModelError
 from mta.forward import answer_nll
 from mta.generation import Request, answer_and_score, generate, score_answers
+from mta.memory_at_hand import halve_until_it_fits
 from mta.packing import Pack
-from mta.runtime import halve_until_it_fits
 from mta.training import Trained, train
 from mta.training_plan import TrainJob
 

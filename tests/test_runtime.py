@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mta import runtime
 from mta.errors import ConfigError
-from mta.runtime import (
-    PassMemory,
-    cache_folder,
-    choose_device,
-    choose_dtype,
-    is_offline,
-    keep_freed_memory,
-    limit_threads,
-    peak_rss_bytes,
-    quiet_loading,
-    versions,
-)
+from mta.runtime import cache_folder, choose_device, choose_dtype, is_offline, limit_threads, quiet_loading, versions
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -100,17 +86,6 @@ def test_cache_folder_prefers_the_own_variable(monkeypatch: pytest.MonkeyPatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_peak_memory_grows_with_what_is_held() -> None:
-    before = peak_rss_bytes()
-    held = torch.ones(40_000_000, dtype=torch.float64)  # 320 MB
-    after = peak_rss_bytes()
-    assert before is not None
-    assert after is not None
-    assert after >= 320_000_000
-    assert before < 1 << 40
-    del held
-
-
 def test_versions_name_every_package_and_tell_missing_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta.runtime.VERSIONED", ("torch", "no-such-package-here"))
     found = versions()
@@ -152,108 +127,3 @@ def test_quiet_loading_puts_the_settings_back_even_after_an_error() -> None:
         assert modeling_gguf_pytorch_utils.tqdm is bar
     finally:
         logging.set_verbosity(verbosity)
-
-
-FAULTS = """
-import resource, torch
-from mta.runtime import keep_freed_memory
-if {keep}: keep_freed_memory()
-def touch():
-    held = [torch.ones(1_000_000) for _ in range(20)]
-touch()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-touch()
-touch()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such setting")
-def test_freed_memory_is_used_again_without_asking_the_system() -> None:
-    def page_faults(keep: bool) -> int:
-        run = [sys.executable, "-c", FAULTS.format(keep=keep)]
-        return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-
-    assert page_faults(keep=True) < page_faults(keep=False) / 2
-    keep_freed_memory()
-    assert torch.ones(1_000_000).sum() == 1_000_000
-
-
-KEPT_AND_HANDED_BACK = """
-import torch
-from mta.runtime import hand_back_memory, keep_freed_memory, rss_bytes
-keep_freed_memory()
-blocks = [torch.ones(25_000 + 7 * n) for n in range(1500)]
-pins = blocks[::50]
-held = rss_bytes()
-del blocks
-kept = rss_bytes()
-hand_back_memory()
-print(held, kept, rss_bytes())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's C library is asked")
-def test_memory_is_kept_until_it_is_handed_back() -> None:
-    """150 MB are freed, but for a block here and there, as after a pass over a pack."""
-    done = subprocess.run([sys.executable, "-c", KEPT_AND_HANDED_BACK], capture_output=True, text=True, check=True)
-    held, kept, left = map(int, done.stdout.split())
-    assert held - kept < 20e6
-    assert kept - left > 100e6
-
-
-V2 = {"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 500\ninactive_file 150\n"}
-V1 = {
-    "memory/memory.limit_in_bytes": "1000",
-    "memory/memory.usage_in_bytes": "800",
-    "memory/memory.stat": "cache 300\ntotal_inactive_file 50\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "wanted"),
-    [(V2, [450]), (V1, [250]), ({**V2, "memory.max": "max"}, []), ({}, [])],
-    ids=["version 2", "version 1", "no limit", "no group"],
-)
-def test_what_a_containers_limit_leaves(tmp_path, files, wanted):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert runtime._left_in_container(tmp_path) == wanted
-
-
-def test_free_memory_is_what_the_system_has_or_the_container_leaves(monkeypatch):
-    everything = runtime.free_bytes(torch.device("cpu"))
-    assert everything > 1 << 20
-    monkeypatch.setattr(runtime, "_left_in_container", lambda: [1000])
-    assert runtime.free_bytes(torch.device("cpu")) == 1000
-
-
-def test_freed_memory_is_handed_back_only_when_passes_have_left_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, handed = [100], []
-    monkeypatch.setattr("mta.runtime.hand_back_memory", lambda: (handed.append(held[0]), held.__setitem__(0, 110)))
-    memory = PassMemory(torch.device("cpu"), lambda: held[0])
-    for now in (200, 205, 220):  # after the first pass 200 are held; up to 220 are borne
-        held[0] = now
-        memory.after_pass()
-    assert handed == []
-    held[0] = 221
-    memory.after_pass()
-    assert (handed, held) == ([221], [110])
-    held[0] = 300  # a larger pass, on memory that has no holes
-    memory.after_pass()
-    held[0] = 330
-    memory.after_pass()
-    assert handed == [221]
-    held[0] = 331
-    memory.after_pass()
-    assert handed == [221, 331]
-
-
-def test_nothing_is_asked_or_handed_back_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    monkeypatch.setattr("mta.runtime.hand_back_memory", lambda: done.append("handed back"))
-    memory = PassMemory(torch.device("cuda"), lambda: done.append("asked") or 0)
-    memory.after_pass()
-    memory.hand_back()
-    assert done == []

@@ -15,7 +15,7 @@ from mta.base_model import BaseModel
 from mta.config import EngineConfig, TrainConfig
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.memory import BYTES_PER_VALUE, TrainingMemory, size_text, training_memory
-from mta.runtime import free_bytes, rss_bytes
+from mta.memory_at_hand import free_bytes, rss_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mta.base_model import BaseModel
+from mta.lean_layers import lean_layers
 from mta.packing import Pack
-from mta.rms_norm import lean_norms
 from mta.row_attention import rows_apart, segments
 
 
@@ -19,7 +19,7 @@ def answer_nll(base: BaseModel, pack: Pack) -> Tensor:
 
     The model's head runs for the positions that predict an answer token only. The caller attaches and routes adapters.
     """
-    with rows_apart(base.model), lean_norms(base.model):
+    with rows_apart(base.model), lean_layers(base.model):
         logits = base.model(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TypeVar
@@ -28,11 +28,14 @@ from mta.kv_cache import RoomyCache
 from mta.lora.attach import attached
 from mta.lora.frozen_stack import inference_stack
 from mta.lora.stacked import Finished
+from mta.memory_at_hand import halve_until_it_fits
 from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
-from mta.runtime import halve_until_it_fits
+from mta.padded_attention import without_padding
 
 T = TypeVar("T")
-
+Take = Callable[[Sequence[int]], None]
+PART_TOKENS = 2048
+"""Tokens, with padding, that a CPU reads of a batch's prompts at once."""
 
 PROMPT = "one prompt and its answer"
 
@@ -67,8 +70,9 @@ def generate(
 
     def complete(chosen: Sequence[Request]) -> list[str]:
         prompts = _prompts(base, chosen)
-        with torch.no_grad(), routed(base, [r.adapter for r in chosen]):
-            return _completions(base, prompts, prefill(base, prompts, room=max_new_tokens), max_new_tokens)
+        with torch.no_grad(), routed(base, [r.adapter for r in chosen]) as take:
+            cache = prefill(base, prompts, room=max_new_tokens, take=take)
+            return _completions(base, prompts, cache, max_new_tokens)
 
     for indices, batch in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
         for index, text in zip(indices, halve_until_it_fits(complete, batch, what=PROMPT), strict=True):
@@ -125,8 +129,8 @@ def answer_and_score(
     def answer(chosen: Sequence[tuple[Request, Sequence[Sequence[int]]]]) -> list[Answered]:
         asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
         prompts = _prompts(base, asked)
-        with torch.no_grad(), routed(base, [r.adapter for r in asked]):
-            cache = prefill(base, prompts, room=max_new_tokens)
+        with torch.no_grad(), routed(base, [r.adapter for r in asked]) as take:
+            cache = prefill(base, prompts, room=max_new_tokens, take=take)
             warm = (1.0, *temperatures)
             scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored, temperatures=warm)
             texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
@@ -148,25 +152,36 @@ def _prompts(base: BaseModel, requests: Sequence[Request]) -> Batch:
     return left_pad([request.row.prompt for request in requests], pad_id=base.pad_id, device=base.device)
 
 
-def prefill(base: BaseModel, prompts: Batch, *, room: int) -> RoomyCache:
+def prefill(base: BaseModel, prompts: Batch, *, room: int, take: Take) -> RoomyCache:
     """Return keys and values of the prompts without their last token, which whoever goes on reads again.
 
-    The model's head stays out of it: nobody asks what comes after these tokens.
+    The model's head stays out of it: nobody asks what comes after these tokens. A CPU reads rows of like length
+    together, part after part of the batch: there is less padding, and what passes between layers stays in caches.
 
     Args:
-        base: the frozen model, adapters attached and rows routed.
+        base: the frozen model, adapters attached.
         prompts: (B, P) tokens, padded on the left.
         room: tokens that will follow.
+        take: what `routed` gives; all rows are taken when this returns.
     """
-    cache = RoomyCache(room)
-    if prompts.input_ids.shape[1] > 1:
-        base.model.get_decoder()(
-            input_ids=prompts.input_ids[:, :-1],
-            attention_mask=prompts.attention_mask[:, :-1],
-            position_ids=prompts.position_ids[:, :-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
+    cache, on_cpu = RoomyCache(room), base.device.type == "cpu"
+    batch, width = len(prompts.lengths), prompts.input_ids.shape[1] - 1
+    read = [length - 1 for length in prompts.lengths]
+    places = range(batch)
+    parts = length_buckets(places, read.__getitem__, tokens_per_batch=PART_TOKENS) if on_cpu else [places]
+    for rows in parts if width else ():
+        columns = slice(width - max(1, *(read[row] for row in rows)), width)
+        take(rows)
+        with without_padding(base.model) if on_cpu else nullcontext():
+            base.model.get_decoder()(
+                input_ids=prompts.input_ids[rows, columns],
+                attention_mask=prompts.attention_mask[rows, columns],
+                position_ids=prompts.position_ids[rows, columns],
+                past_key_values=cache.part(rows, batch=batch, width=width),
+                use_cache=True,
+                row_lengths=[read[row] for row in rows],
+            )
+    take(places)
     return cache
 
 
@@ -213,26 +228,36 @@ def _batches(
         yield [index for index, _ in bucket], [item for _, item in bucket]
 
 
+@contextmanager
 def routed(
     base: BaseModel, adapters: Sequence[Finished | None], *, lengths: Sequence[int] | None = None
-) -> AbstractContextManager[None]:
+) -> Iterator[Take]:
     """Attach a batch's distinct adapters inside a block, and route each row to its own.
 
     Args:
         base: the frozen model.
         adapters: of each row; None is the bare base model.
         lengths: tokens of each row where they form a pack; None for a padded batch.
+
+    Yields:
+        What chooses the rows of a padded batch that the next passes are over; at first it is all of them.
     """
     distinct: dict[int, Finished | None] = {id(adapter): adapter for adapter in adapters}
     if all(adapter is None for adapter in distinct.values()):
-        return nullcontext()
+        yield lambda rows: None
+        return
     place = {key: index for index, key in enumerate(distinct)}
     targets = {name.rsplit(".", 1)[-1] for adapter in distinct.values() if adapter for name in adapter.modules}
     shapes = base.shapes(sorted(targets))
     stack = inference_stack(list(distinct.values()), shapes, device=base.device, dtype=base.dtype)
-    rows = [place[id(adapter)] for adapter in adapters]
+    numbers = [place[id(adapter)] for adapter in adapters]
+
+    def take(rows: Sequence[int]) -> None:
+        stack.route(torch.tensor([numbers[row] for row in rows], device=base.device))
+
     if lengths is None:
-        stack.route(torch.tensor(rows, device=base.device))
+        take(range(len(adapters)))
     else:
-        stack.route_pack(rows, lengths)
-    return attached(base.model, stack)
+        stack.route_pack(numbers, lengths)
+    with attached(base.model, stack):
+        yield take

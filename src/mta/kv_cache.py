@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -51,6 +52,24 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys, values
         return keys, values
 
+    def put(self, rows: Sequence[int], batch: int, width: int, keys: Tensor, values: Tensor) -> None:
+        """Take the keys and values of some rows of an empty batch, which end in column `width`; padding is zero.
+
+        Args:
+            rows: places in the batch, R.
+            batch: rows of the whole batch.
+            width: columns that all rows will have.
+            keys: (R, heads, t, d)
+            values: (R, heads, t, d)
+        """
+        if self._buffers is None:
+            self.lazy_initialization(keys, values)
+            shape = (batch, keys.shape[1], width + self._room, keys.shape[3])
+            self._buffers = keys.new_zeros(shape), values.new_zeros(shape)
+            self.keys, self.values = (buffer[:, :, :width] for buffer in self._buffers)
+        for whole, part in ((self.keys, keys), (self.values, values)):
+            whole[list(rows), :, width - part.shape[2] :] = part
+
     def hold(self, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values in place of what is there."""
         self.keys, self.values, self._buffers = keys, values, None
@@ -63,6 +82,32 @@ class RoomyCache(Cache):  # type: ignore[misc]
 
     def __init__(self, room: int) -> None:
         super().__init__(layer_class_to_replicate=partial(RoomyLayer, room))
+        self._room = room
+
+    def part(self, rows: Sequence[int], *, batch: int, width: int) -> Cache:
+        """Return what a pass over some rows of an empty batch is to fill; see `RoomyLayer.put`."""
+        return _Part(self, rows, batch, width)
+
+    def layer(self, number: int) -> RoomyLayer:
+        """Return a layer, made where it is not there yet."""
+        while len(self.layers) <= number:
+            self.layers.append(RoomyLayer(self._room))
+        return self.layers[number]
+
+
+class _Part(Cache):  # type: ignore[misc]
+    """Some rows of a batch on their way into its cache; empty itself."""
+
+    def __init__(self, whole: RoomyCache, rows: Sequence[int], batch: int, width: int) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self._whole, self._place = whole, (rows, batch, width)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Hand the keys and values of a layer on, and return them."""
+        self._whole.layer(layer_idx).put(*self._place, key_states, value_states)
+        return key_states, value_states
 
 
 def _with_room(there: Tensor, length: int) -> Tensor:

@@ -27,8 +27,8 @@ from mta.config import EngineConfig
 from mta.errors import ModelError
 from mta.forward import answer_nll
 from mta.lora.attach import attached
+from mta.memory_at_hand import free_bytes
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import free_bytes
 from mta.training_plan import LORA, TrainJob
 
 log = logging.getLogger(__name__)

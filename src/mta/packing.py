@@ -46,6 +46,8 @@ class Batch:
     """(batch, T) int64, 0 on padding"""
     position_ids: Tensor
     """(batch, T) int64, counting from each row's first real token"""
+    lengths: tuple[int, ...]
+    """Tokens of each row, without padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +193,5 @@ def left_pad(sequences: Sequence[Sequence[int]], *, pad_id: int, device: torch.d
         input_ids[index, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.int64)
         attention_mask[index, width - len(sequence) :] = 1
     position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
-    return Batch(send(input_ids, device), send(attention_mask, device), send(position_ids, device))
+    lengths = tuple(map(len, sequences))
+    return Batch(send(input_ids, device), send(attention_mask, device), send(position_ids, device), lengths)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation with its backward pass written out, in place of a model's own on the CPU.
+"""Root-mean-square normalisation with its backward pass written out.
 
 The layers of transformers leave that pass to autograd, which goes over the activations a dozen times and keeps several
 copies of them, in float32. Here only the input is kept for the way back, which takes a fourteenth off the memory of a
@@ -11,17 +11,11 @@ Equations, for rows x of n values, weight w and small eps:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-LEAN = (torch.float32, torch.bfloat16)
-"""Input dtypes that gain by it; float64 is for tests, which compare with the model's own."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,31 +49,7 @@ class _RmsNorm(torch.autograd.Function):
         return g.addcmul_(normal, along, value=-1).mul_(r).to(x.dtype), None, None
 
 
-@contextmanager
-def lean_norms(model: nn.Module) -> Iterator[None]:
-    """Let the model's normalisations go through `rms_norm` inside the block, wherever a CPU trains through them."""
-    changed = [module for module in model.modules() if _is_rms_norm(module)]
-    before = [module.__dict__.get("forward") for module in changed]
-    try:
-        for module in changed:
-            module.forward = partial(_forward, module, module.forward)
-        yield
-    finally:
-        for module, forward in zip(changed, before, strict=True):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
-
-
-def _forward(module: Any, own: Any, x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.requires_grad and x.dtype in LEAN:
-        return rms_norm(x, module.weight, module.variance_epsilon)
-    normal: Tensor = own(x)
-    return normal
-
-
-def _is_rms_norm(module: nn.Module) -> bool:
+def is_rms_norm(module: nn.Module) -> bool:
     """Tell a plain RMS norm by its name and parts; other formulas (Gemma's, gated ones) have other parts."""
     if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
         return False

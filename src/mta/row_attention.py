@@ -8,8 +8,8 @@ untouched: attention is exchanged for the length of a block, through the interfa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -62,13 +62,12 @@ def attend_within_rows(
     Raises:
         ModelError: the architecture changes the scores in a way this attention does not know.
     """
-    if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
-        raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
+    check_covered(others)
     if row_grids is not None:
         return attend_in_grids(query, key, value, row_grids, scaling=scaling, window=sliding_window), None
     queries, keys, values = (torch.split(tensor, list(segment_lengths), dim=2) for tensor in (query, key, value))
     attended = [
-        _attend(
+        attend_row(
             queries[index],
             _with_beginning(keys, index, before),
             _with_beginning(values, index, before),
@@ -80,12 +79,22 @@ def attend_within_rows(
     return torch.cat([segment.transpose(1, 2) for segment in attended], dim=1), None
 
 
+def check_covered(others: Mapping[str, Any]) -> None:
+    """Refuse what a model passes on to its attention and these functions do not know.
+
+    Raises:
+        ModelError: the architecture changes the scores.
+    """
+    if unknown := [name for name in NOT_COVERED if others.get(name) is not None]:
+        raise ModelError(f"this base model's attention uses {unknown[0]}, which is not supported; use another base")
+
+
 def _with_beginning(segments: Sequence[Tensor], index: int, before: int | None) -> Tensor:
     """Return a segment's keys or values, (1, key heads, n, d), after those of the segment that its row begins with."""
     return segments[index] if before is None else torch.cat([segments[before], segments[index]], dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
+def attend_row(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None) -> Tensor:
     """Attend causally from the last tokens of a row, q (1, heads, n, d), to all of it, k and v (1, key heads, T, d)."""
     grouped = q.shape[1] != k.shape[1]
     n, length = q.shape[2], k.shape[2]
@@ -103,11 +112,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: i
 AttentionInterface.register(NAME, attend_within_rows)
 
 
-@contextmanager
-def rows_apart(model: Any) -> Iterator[None]:
+def rows_apart(model: Any) -> AbstractContextManager[None]:
     """Let the model's attention keep rows apart inside the block; its forward pass needs `segments`."""
+    return exchanged_attention(model, NAME)
+
+
+@contextmanager
+def exchanged_attention(model: Any, name: str) -> Iterator[None]:
+    """Let the model attend by the function that is registered under a name inside the block."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

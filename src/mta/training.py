@@ -37,8 +37,8 @@ from mta.lora.attach import attached
 from mta.lora.slot_adamw import SlotAdamW, SlotUpdate
 from mta.lora.stacked import TrainableStack
 from mta.memory import fit_passes
+from mta.memory_at_hand import PassMemory, out_of_memory, release_memory, room_for
 from mta.packing import TokenRow, fill_packs, pack_rows
-from mta.runtime import PassMemory, out_of_memory, release_memory, room_for
 from mta.training_checkpoint import SlotState, TrainingState, jobs_fingerprint, load_state, save_state
 from mta.training_plan import TrainJob, learning_rate, update_examples, updates_per_epoch
 from mta.transfer import send

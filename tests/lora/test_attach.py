@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 import torch
@@ -39,9 +39,10 @@ class Single:
 
 
 class Grouping(Single):
-    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
         self.asked.append(list(weights))
-        return {name: nn.functional.linear(x, weight, bias) + 1 for name, (weight, bias) in weights.items()}
+        for weight, bias in weights.values():
+            yield nn.functional.linear(x, weight, bias) + 1
 
 
 ALL = ["0.q_proj", "0.k_proj", "0.v_proj", "0.o_proj"]
@@ -75,6 +76,18 @@ def test_layers_of_one_input_are_asked_for_together(stack: Single, copy: bool, a
     if len(stack.module_names) == 4:
         assert torch.allclose(found, wanted(model[0], x), atol=1e-12)
     assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_layers_of_one_input_may_be_called_in_any_order() -> None:
+    torch.manual_seed(0)
+    model, x, stack = nn.Sequential(Block()), torch.randn(2, 3, dtype=torch.float64), Grouping(ALL)
+    block = model[0]
+    plain = {name: getattr(block, name)(x) for name in ("q_proj", "k_proj", "v_proj")}
+    with torch.no_grad(), attached(model, stack):
+        for order in (("v_proj", "q_proj", "k_proj"), ("k_proj", "v_proj", "q_proj")):
+            for name in order:
+                assert torch.equal(getattr(block, name)(x), plain[name] + 1)
+    assert stack.asked == [ALL[:3]] * 2
 
 
 def test_a_layer_that_is_not_there_or_taken_is_refused() -> None:

@@ -128,7 +128,8 @@ def pick_user(users: Sequence[User], user_id: str) -> User:
 def load_base(name: str, *, device: str, dtype: str, threads: int, progress: Progress) -> BaseModel:
     """Load the base model, with as many threads as it deserves and the memory it uses kept for the next pass."""
     from mta.base_model import load_base_model
-    from mta.runtime import keep_freed_memory, limit_threads
+    from mta.memory_at_hand import keep_freed_memory
+    from mta.runtime import limit_threads
 
     keep_freed_memory()
     if threads or name == TINY:

@@ -99,24 +99,30 @@ def _groups(stack: Stack) -> list[list[str]]:
 
 
 class _Group:
-    """Layers that read the same input: the first one called computes the outputs of all."""
+    """Layers that read the same input: the first one called asks for the outputs of all, which come one by one."""
 
     def __init__(self, stack: Stack, linears: Mapping[str, nn.Linear]) -> None:
         self.linears = dict(linears)
         self._stack = stack
         self._together = stack if isinstance(stack, GroupingStack) and len(linears) > 1 else None
         self._input: Tensor | None = None
+        self._coming: Iterator[tuple[str, Tensor]] = iter(())
         self._outputs: dict[str, Tensor] = {}
+        self._missing: set[str] = set()
+        """Layers that have not had theirs yet."""
 
     def forward(self, name: str, x: Tensor) -> Tensor:
         """Return one layer's output."""
         if self._together is None:
             linear = self.linears[name]
             return self._stack.linear(name, x, linear.weight, linear.bias)
-        if x is not self._input or name not in self._outputs:
+        if x is not self._input or name not in self._missing:
             weights = {other: (linear.weight, linear.bias) for other, linear in self.linears.items()}
-            self._input, self._outputs = x, self._together.linears(x, weights)
-        y = self._outputs.pop(name)
-        if not self._outputs:
-            self._input = None
-        return y
+            self._coming = zip(weights, self._together.linears(x, weights), strict=True)
+            self._input, self._outputs, self._missing = x, {}, set(weights)
+        while name not in self._outputs:
+            self._outputs |= [next(self._coming)]
+        self._missing.remove(name)
+        if not self._missing:
+            self._input, self._coming = None, iter(())
+        return self._outputs.pop(name)

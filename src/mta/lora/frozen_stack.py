@@ -13,7 +13,7 @@ copied there anyway: adding up what lies apart in memory is slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,6 +25,8 @@ from mta.lora.adapter import Adapter, AdapterSum, Factors, as_sum
 from mta.lora.routed_linear import Layer, Route, Stretch, routed_linears, stretches
 from mta.lora.stacked import Finished, RoutedStack, Shapes, check_routed, not_routed
 
+_Add = Callable[[int, Tensor], Tensor]
+"""A layer's number among those that read an input, its output (batch, T, d_out) -> the output with what users have."""
 WORTH_COPYING = 64
 """Multiplying a row's token by a rank that is not its own costs about this part of copying one rank for a row."""
 
@@ -146,25 +148,27 @@ class FrozenStack:
 
     def linear(self, module: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output with what each row's user has on it."""
-        return self.linears(x, {module: (weight, bias)})[module]
+        return next(self.linears(x, {module: (weight, bias)}))
 
-    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """Return the outputs of layers that read the same input; see `linear`."""
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
+        """Yield the outputs of layers that read the same input, each computed as it is asked for; see `linear`.
+
+        What the model does with one, such as activating a gate, then finds it in the processor's cache.
+        """
         names = tuple(weights)
         joined = self._together(names)
         if not len(self._users):
             check_routed(self._stretches, x, names[0])
             routes = zip(*map(joined.of_stretch, self._stretches), strict=True)
             layers = [Layer(*layer, of) for layer, of in zip(weights.values(), routes, strict=True)]
-            return dict(zip(names, routed_linears(x, layers), strict=True))
+            yield from routed_linears(x, layers)
+            return
         if x.dim() != 3 or x.shape[0] != len(self._users):
             raise not_routed(x, names[0], f"{len(self._users)} rows are routed")
-        ys = [torch.nn.functional.linear(x, weight, bias) for weight, bias in weights.values()]
-        if x.shape[1] * len(joined.As[0]) < WORTH_COPYING * joined.layers[0].own.shape[1]:
-            self._add_through_all_ranks(x, ys, names)
-        else:
-            self._add_through_own_ranks(x, ys, joined)
-        return dict(zip(names, ys, strict=True))
+        few = x.shape[1] * len(joined.As[0]) < WORTH_COPYING * joined.layers[0].own.shape[1]
+        add = self._through_all_ranks(x, names) if few else self._through_own_ranks(x, joined)
+        for number, (weight, bias) in enumerate(weights.values()):
+            yield add(number, torch.nn.functional.linear(x, weight, bias))
 
     def _together(self, names: tuple[str, ...]) -> _Joined:
         """Return layers that read the same input, put together once."""
@@ -172,23 +176,32 @@ class FrozenStack:
             self._joined[names] = _Joined([self._layers[name] for name in names], self._like)
         return self._joined[names]
 
-    def _add_through_all_ranks(self, x: Tensor, ys: Sequence[Tensor], names: tuple[str, ...]) -> None:
-        """Add what each row's user has to the outputs of layers, every row by way of all ranks there are."""
+    def _through_all_ranks(self, x: Tensor, names: tuple[str, ...]) -> _Add:
+        """Return what adds each row's user to a layer's output, every row by way of all ranks there are."""
         joined = self._joined[names]
         if names not in self._of_rows:  # once for all tokens of an answer
             self._of_rows[names] = joined.split(joined.weights[self._users, None])
         parts = joined.split(torch.nn.functional.linear(x, joined.A))  # (batch, T, R) each
-        for y, part, weights, B in zip(ys, parts, self._of_rows[names], joined.Bs, strict=True):
-            weighted = (part * weights).view(-1, len(B))
-            y.view(-1, y.shape[-1]).addmm_(weighted, B)
+        weights = self._of_rows[names]
 
-    def _add_through_own_ranks(self, x: Tensor, ys: Sequence[Tensor], joined: _Joined) -> None:
-        """Add what each row's user has to the outputs of layers, by way of a copy of the row's own ranks."""
+        def add(number: int, y: Tensor) -> Tensor:
+            B = joined.Bs[number]
+            y.view(-1, y.shape[-1]).addmm_((parts[number] * weights[number]).view(-1, len(B)), B)
+            return y
+
+        return add
+
+    def _through_own_ranks(self, x: Tensor, joined: _Joined) -> _Add:
+        """Return what adds each row's user to a layer's output, by way of a copy of the row's own ranks."""
         A = _pick(joined.A, joined.own[self._users])  # (batch, sum of r, d_in)
         parts = joined.split(torch.bmm(x, A.transpose(1, 2)), own=True)  # (batch, T, r) each
         weights = joined.split(joined.own_weights[self._users, None], own=True)
-        for y, part, of, layer, B in zip(ys, parts, weights, joined.layers, joined.Bs, strict=True):
-            y.baddbmm_(part * of, _pick(B, layer.own[self._users]))
+
+        def add(number: int, y: Tensor) -> Tensor:
+            B = _pick(joined.Bs[number], joined.layers[number].own[self._users])
+            return y.baddbmm_(parts[number] * weights[number], B)
+
+        return add
 
 
 def _pick(rows: Tensor, places: Tensor) -> Tensor:

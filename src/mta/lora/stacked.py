@@ -11,7 +11,7 @@ different slots are disjoint by construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,8 +44,11 @@ class Stack(Protocol):
 class GroupingStack(Stack, Protocol):
     """A stack that does better with layers that read the same input when it is given them together."""
 
-    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """Return the output of each of the modules named in `weights` (weight and bias), as `linear` does of one."""
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
+        """Return the output of each of the modules named in `weights` (weight and bias), as `linear` does of one.
+
+        They may be computed one by one as they are asked for.
+        """
 
 
 class RoutedStack(Stack, Protocol):
@@ -324,10 +327,10 @@ class TrainableStack:
 
         Source: MTA Eq. 7   h = W_0 x + sum_k w_k B_k A_k x + (alpha / r) B_u A_u x
         """
-        return self.linears(x, {module: (weight, bias)})[module]
+        return next(self.linears(x, {module: (weight, bias)}))
 
-    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """Return the outputs of layers that read the same input; see `linear`."""
+    def linears(self, x: Tensor, weights: Mapping[str, tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
+        """Return the outputs of layers that read the same input, computed all at once; see `linear`."""
         check_routed(self._stretches, x, next(iter(weights)))
         if self._groups is not None:
             slots, ends = self._groups
@@ -335,9 +338,9 @@ class TrainableStack:
                 self._modules[module].group(weight, bias, slots, self.scaling)
                 for module, (weight, bias) in weights.items()
             ]
-            return dict(zip(weights, grouped_linears(x, grouped, ends), strict=True))
+            return iter(grouped_linears(x, grouped, ends))
         layers = [Layer(weight, bias, self._routes(module)) for module, (weight, bias) in weights.items()]
-        return dict(zip(weights, routed_linears(x, layers), strict=True))
+        return iter(routed_linears(x, layers))
 
     def _routes(self, module: str) -> list[Route]:
         return [self._modules[module].route(stretch, self.scaling) for stretch in self._stretches]

@@ -115,8 +115,8 @@ class RunningBatch:
         self._detach()
         texts = [row.prompt for row in rows]
         prompts = left_pad(texts, pad_id=self.base.pad_id, device=self.base.device, least=2)  # so that there is a cache
-        with routed(self.base, [row.adapter for row in rows]):
-            cache = prefill(self.base, prompts, room=ROOM)
+        with routed(self.base, [row.adapter for row in rows]) as take:
+            cache = prefill(self.base, prompts, room=ROOM, take=take)
         self._add(cache, prompts.attention_mask[:, :-1])
         self.rows.extend(rows)
 
