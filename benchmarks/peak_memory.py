@@ -88,9 +88,10 @@ def foretold(name: str, options: argparse.Namespace) -> dict[str, int]:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run every way of a case."""
-    turns: dict[str, list[dict[str, int]]] = {way: [] for way in WAYS}
+    ways = COMPARED if options.only_compared else WAYS
+    turns: dict[str, list[dict[str, int]]] = {way: [] for way in ways}
     for turn in range(options.repeats):
-        for way in WAYS if turn == 0 else COMPARED:
+        for way in ways if turn == 0 else COMPARED:
             turns[way].append(in_own_process(way, name, options))
     held = {way: medians(found) for way, found in turns.items()}
     told = foretold(name, options)
@@ -136,6 +137,7 @@ def gib(size: float) -> str:
 def main() -> None:
     """Measure the cases and write one file."""
     parser = turns_options(__doc__)
+    parser.add_argument("--only-compared", action="store_true", help="leave out the ways that no ratio is of")
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     cases = options.case or [HEADLINE, "lamp-2-fp32"]
