@@ -76,8 +76,9 @@ RATIOS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, float]]]
 
 
 def processor(machine: Mapping[str, Any]) -> str:
-    """Name the processor with its best unit for products."""
-    return ", ".join([machine["processor"], *machine.get("units", [])[-1:]])
+    """Name the processor with its best unit for products, and their speed in bfloat16."""
+    speed = [f"{machine['gflops']['bfloat16']} GFLOP/s in bfloat16"] if "gflops" in machine else []
+    return ", ".join([machine["processor"], *machine.get("units", [])[-1:], *speed])
 
 
 def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:

@@ -2,7 +2,7 @@
 
 The CPU kernels of PyTorch's fused attention run below the speed of its matrix products: in bfloat16 by far, in float32
 going backward over longer rows. Here each block of queries meets only the keys it may see, in plain products that stay
-in the cache, and the weights are kept for the way back. `benchmarks/attention.py` compares the two.
+in the cache, and in bfloat16 the weights are kept for the way back. `benchmarks/attention.py` compares the two.
 
 Equations of causal attention, for n queries over T keys, query i seeing keys j <= T - n + i:
     P = softmax(s Q K^T)        O = P V
@@ -19,8 +19,10 @@ from torch import Tensor
 
 BLOCK = 128
 """Queries per block."""
+KEPT = (torch.bfloat16,)
+"""Formats in which attention weights are kept for the way back; in others, twice as large, they are made again."""
 LONGEST = 1024
-"""Tokens of the longest row attended to in blocks: the weights kept for the way back grow with their square."""
+"""Tokens of the longest row attended to in blocks: weights kept for the way back grow with their square."""
 
 
 def faster_in_blocks(query: Tensor, key: Tensor) -> bool:
@@ -55,18 +57,13 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         k, v = key[0], value[0]  # (H, T, d)
         q = query.view(len(k), -1, *query.shape[2:])  # (H, G, n, d)
-        first = k.shape[1] - q.shape[2]  # the key of the first query's own token
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         future = _future(q)
         kept = []
         for block in _blocks(q):
-            seen = slice(first + block.stop)
-            scores = torch.bmm(_rows(q, block), k[:, seen].transpose(1, 2)).mul_(scaling)  # (H, G b, seen)
-            own = scores.view(*q.shape[:2], -1, seen.stop)[..., first + block.start :]  # (H, G, b, b)
-            own.add_(future[: own.shape[-1], : own.shape[-1]])
-            weights = torch.softmax(scores, dim=-1)
-            out[:, :, block] = torch.bmm(weights, v[:, seen]).view(*q.shape[:2], -1, q.shape[3])
-            kept.append(weights)
+            weights = _weights(q, k, block, future, scaling)
+            out[:, :, block] = torch.bmm(weights, v[:, : weights.shape[-1]]).view(*q.shape[:2], -1, q.shape[3])
+            kept.append(weights if q.dtype in KEPT else None)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.scaling = scaling
         return out.view(query.shape)
@@ -77,7 +74,9 @@ class _BlockAttention(torch.autograd.Function):
         g = gradients[0].reshape(q.shape)
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         dk, dv = (torch.zeros_like(each, memory_format=torch.contiguous_format) for each in (k, v))
-        for block, weights in zip(_blocks(q), kept, strict=True):
+        future = _future(q)
+        for block, there in zip(_blocks(q), kept, strict=True):
+            weights = _weights(q, k, block, future, ctx.scaling) if there is None else there
             seen = slice(weights.shape[-1])
             g_block = _rows(g, block)  # (H, G b, d)
             dv[:, seen] += torch.bmm(weights.transpose(1, 2), g_block)
@@ -86,6 +85,16 @@ class _BlockAttention(torch.autograd.Function):
             dq[:, :, block] = torch.bmm(d_scores, k[:, seen]).view(*q.shape[:2], -1, q.shape[3])
             dk[:, seen] += torch.bmm(d_scores.transpose(1, 2), _rows(q, block))
         return dq.view(1, -1, *q.shape[2:]), dk[None], dv[None], None
+
+
+def _weights(q: Tensor, k: Tensor, block: slice, future: Tensor, scaling: float) -> Tensor:
+    """Return the attention weights of a block's queries over the keys they may see, (H, G b, seen)."""
+    first = k.shape[1] - q.shape[2]  # the key of the first query's own token
+    seen = first + block.stop
+    scores = torch.bmm(_rows(q, block), k[:, :seen].transpose(1, 2)).mul_(scaling)
+    own = scores.view(*q.shape[:2], -1, seen)[..., first + block.start :]  # (H, G, b, b)
+    own.add_(future[: own.shape[-1], : own.shape[-1]])
+    return torch.softmax(scores, dim=-1)
 
 
 def _blocks(q: Tensor) -> Iterator[slice]:
