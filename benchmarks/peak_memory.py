@@ -1,6 +1,6 @@
 """Peak memory of training, each way in a process of its own, and what the engine was foretold to take.
 
-    python benchmarks/peak_memory.py --data DIR --out docs/results/speed [--case lamp-2] [--users 4] [--anyway]
+    python benchmarks/peak_memory.py --data DIR --out docs/results/speed/memory [--case lamp-2] [--users 4] [--anyway]
 
 The work is that of a case of `train.py`: the same adapters, trained by the engine, by a plain PEFT loop, by stronger
 ones and by the Trainer; the engine and the plain loop, of which the ratios are, several times in turn. The process
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from measuring import table, tell, watched, write
@@ -135,7 +136,7 @@ def gib(size: float) -> str:
 
 
 def main() -> None:
-    """Measure the cases and write one file."""
+    """Measure the cases that are asked for and write a file each."""
     parser = turns_options(__doc__)
     parser.add_argument("--only-compared", action="store_true", help="leave out the ways that no ratio is of")
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
@@ -144,9 +145,12 @@ def main() -> None:
     if options.child:
         child(options.child, cases[0], options)
         return
-    found, where = watched(lambda: [measure(name, options) for name in cases], anyway=options.anyway)
-    out = options.out / "peak_memory.json" if options.out else None
-    write(out, {"cases": found, "machine": where}, "\n\n".join(map(page_of, found)))
+    for name in cases:
+        out = options.out / f"{name}.json" if options.out else None
+        if out and out.exists():
+            continue
+        found, where = watched(partial(measure, name, options), anyway=options.anyway)
+        write(out, {**found, "machine": where}, page_of(found))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ infer() { # infer OPTIONS...; goes on with the sizes of batches that are missing
 measure train/lamp-2.json train.py --data "$data" --case lamp-2 --out "$out/train"
 infer --dtype bfloat16
 measure processes/bfloat16-4.json process_per_user.py --data "$data" --out "$out/processes"
-measure peak_memory.json peak_memory.py --data "$data" --out "$out"
+run peak_memory.py --data "$data" --out "$out/memory"
 measure scale.json scale.py --out "$out"
 measure train/lamp-2-fp32.json train.py --data "$data" --case lamp-2-fp32 --out "$out/train"
 infer --new-tokens 64 --users 8 --users 32 --dtype bfloat16
@@ -44,5 +44,6 @@ for case in lamp-2-1-user lamp-2-2-users lamp-2-50-items lamp-2-100-items lamp-2
   synthetic 64-users; do
   measure "train/$case.json" train.py --data "$data" --case "$case" --out "$out/train"
 done
+measure threads.json threads.py --out "$out"
 measure store.json store.py --folder "${TMPDIR:-/tmp}" --out "$out"
 run speed_page.py "$here/docs/results"

@@ -20,7 +20,7 @@ HEADLINE = "lamp-2"
 USERS_IN_A_BATCH = 32
 COMMANDS = "benchmarks/speed.sh DATA"
 
-PARTS = ("train", "processes", "ablations", "infer", "gpu", ".")
+PARTS = ("train", "processes", "ablations", "infer", "memory", "gpu", ".")
 """Folders of pages, in the order of the page."""
 
 
@@ -71,6 +71,7 @@ RATIOS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, float]]]
     "train": (HEADLINE, train_ratios),
     "processes": ("bfloat16-4", process_ratios),
     "infer": ("all-bfloat16-8", infer_ratios),
+    "memory": (HEADLINE, memory_ratios),
 }
 """Folder -> name of the file whose ratios stand for all, and how to read the ratios of any of them."""
 
@@ -79,12 +80,6 @@ def processor(machine: Mapping[str, Any]) -> str:
     """Name the processor with its best unit for products, and their speed in bfloat16."""
     speed = [f"{machine['gflops']['bfloat16']} GFLOP/s in bfloat16"] if "gflops" in machine else []
     return ", ".join([machine["processor"], *machine.get("units", [])[-1:], *speed])
-
-
-def found_in(folder: Path, name: str) -> Mapping[str, Any] | None:
-    """Read a file of results, if it is there."""
-    path = folder / name
-    return read_json(path) if path.exists() else None
 
 
 def headline(folder: Path) -> dict[str, Any]:
@@ -99,11 +94,6 @@ def headline(folder: Path) -> dict[str, Any]:
             into = ratios if path.stem == stands_for_all else others.setdefault(f"{part} {path.stem}", {})
             into.update(ratios_of(result))
             machines[f"{part}/{path.name}"] = result["machine"]
-    if memory := found_in(folder, "peak_memory.json"):
-        for case in memory["cases"]:
-            name = case["case"]
-            (ratios if name == HEADLINE else others.setdefault(f"memory {name}", {})).update(memory_ratios(case))
-        machines["peak_memory.json"] = memory["machine"]
     commands += sorted({found["command"] for found in machines.values() if "command" in found})
     for path in sorted((folder / "gpu").glob("*.json")):
         result = read_json(path)

@@ -123,8 +123,9 @@ def test_memory_is_weighed_against_a_plain_loop_and_what_was_foretold(tmp_path: 
     held[memory.ENGINE]["peak"] = 1200
     worse = memory.ratios(held, told)
     assert worse[memory.OVER_PEFT] == 1.5
-    cases = [{"case": page.HEADLINE, "ratios": found}, {"case": "lamp-2-fp32", "ratios": worse}]
-    write_results(tmp_path, {"peak_memory.json": {"cases": cases}})
+    write_results(
+        tmp_path, {f"memory/{page.HEADLINE}.json": {"ratios": found}, "memory/lamp-2-fp32.json": {"ratios": worse}}
+    )
     told_of = page.headline(tmp_path)
     names = ["memory_over_peft_plus_slots", "memory_foretold_over_measured", "memory_foretold_over_process"]
     assert told_of["ratios"] == dict(zip(names, found.values(), strict=True))
