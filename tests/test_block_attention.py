@@ -88,6 +88,15 @@ def test_which_rows_go_in_blocks(dtype, length, trained, wanted):
     assert not faster_in_blocks(query, query.new_empty(1, 1, LONGEST + 1, 4)), "the keys decide what is too long"
 
 
+@pytest.mark.parametrize(("dtype", "blocks_kept"), [(torch.bfloat16, 2), (torch.float32, 0)])
+def test_weights_are_kept_for_the_way_back_in_bfloat16_only(dtype: torch.dtype, blocks_kept: int) -> None:
+    tensors = [tensor.requires_grad_() for tensor in query_key_value(BLOCK + 5, dtype=dtype)]
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        in_blocks(*tensors)
+    assert len(kept) == len(("q", "k", "v")) + blocks_kept
+
+
 def test_rows_in_blocks_stay_apart_and_use_the_models_scale():
     """Two rows in one sequence, with and without a scale of the model's own, against each row by the fused kernel."""
     lengths = [BLOCK + 3, 40]

@@ -1,7 +1,7 @@
 """The gated product of a decoder's MLP, keeping less of it for the way back.
 
 Autograd keeps the activated gate beside the gate, the other factor and the product, which the next layer's adapter
-needs. It is cheap to make again; not keeping it takes an eighth off the memory of a 135M model's training step, as
+needs. It is cheap to make again; not keeping it takes a tenth off the memory of a 135M model's training pass, as
 counted. What is computed is the same to the bit.
 
 Equations, for gate g and up u, elementwise:

@@ -30,7 +30,7 @@ from mta.lora.frozen_stack import inference_stack
 from mta.lora.stacked import Finished
 from mta.memory_at_hand import halve_until_it_fits
 from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
-from mta.padded_attention import without_padding
+from mta.padded_attention import padding_left_out_on, without_padding
 
 T = TypeVar("T")
 Take = Callable[[Sequence[int]], None]
@@ -164,15 +164,15 @@ def prefill(base: BaseModel, prompts: Batch, *, room: int, take: Take) -> RoomyC
         room: tokens that will follow.
         take: what `routed` gives; all rows are taken when this returns.
     """
-    cache, on_cpu = RoomyCache(room), base.device.type == "cpu"
+    cache, apart = RoomyCache(room), padding_left_out_on(base.device)
     batch, width = len(prompts.lengths), prompts.input_ids.shape[1] - 1
     read = [length - 1 for length in prompts.lengths]
     places = range(batch)
-    parts = length_buckets(places, read.__getitem__, tokens_per_batch=PART_TOKENS) if on_cpu else [places]
+    parts = length_buckets(places, read.__getitem__, tokens_per_batch=PART_TOKENS) if apart else [list(places)]
     for rows in parts if width else ():
         columns = slice(width - max(1, *(read[row] for row in rows)), width)
         take(rows)
-        with without_padding(base.model) if on_cpu else nullcontext():
+        with without_padding(base.model) if apart else nullcontext():
             base.model.get_decoder()(
                 input_ids=prompts.input_ids[rows, columns],
                 attention_mask=prompts.attention_mask[rows, columns],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -61,6 +62,11 @@ def attend_within_padding(
 
 
 AttentionInterface.register(NAME, attend_within_padding)
+
+
+def padding_left_out_on(device: torch.device) -> bool:
+    """Tell whether rows are attended to without their padding there, rather than with a mask."""
+    return device.type == "cpu"
 
 
 def without_padding(model: Any) -> AbstractContextManager[None]:

@@ -87,6 +87,7 @@ def test_a_person_is_shown_with_anchors_history_and_map(page: Page) -> None:
     expect(page.locator("#anchors")).to_contain_text("anchor/")
     expect(page.locator("#history")).to_contain_text("rose 3")
     expect(page.locator("#map img")).to_be_visible(timeout=PATIENCE_MS)
+    assert page.locator("#map img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
 
 
 def test_four_ways_answer_side_by_side(page: Page, server: Server) -> None:
@@ -96,6 +97,7 @@ def test_four_ways_answer_side_by_side(page: Page, server: Server) -> None:
     page.locator("#ask").click()
     for way, text in wanted.items():
         expect(page.locator(f"#answer-{way} textarea")).to_have_value(text, timeout=PATIENCE_MS)
+    assert len(set(wanted.values())) > 1, "the ways should answer differently here"
 
 
 def test_adaptation_is_watched_to_its_end(page: Page, server: Server) -> None:
@@ -112,6 +114,7 @@ def test_why_somebody_is_not_adapted_is_said(page: Page, server: Server) -> None
     pick(page, "blank")
     page.locator("#adapt").click()
     expect(page.locator("#told")).to_contain_text("no training example in the history", timeout=PATIENCE_MS)
+    assert not server.store.find_user(server.gate.tenant(None), "blank").revision
 
 
 def test_somebody_new_is_made_and_chosen(page: Page, server: Server) -> None:
@@ -127,6 +130,7 @@ def test_somebody_new_is_made_and_chosen(page: Page, server: Server) -> None:
 def test_mistakes_are_told_in_words(page: Page) -> None:
     page.locator("#ask").click()
     expect(page.get_by_text("there is no question; type one")).to_be_visible(timeout=PATIENCE_MS)
+    assert page.locator("#answer-base textarea").input_value() == ""
 
 
 @pytest.mark.parametrize("page", [NARROW], indirect=True, ids=["narrow"])
@@ -145,4 +149,5 @@ def test_a_server_with_keys_asks_for_one(browser, tmp_path: Path) -> None:
         page.locator("#question textarea").fill("garden")
         page.locator("#ask").click()
         expect(page.get_by_text("no API key")).to_be_visible(timeout=PATIENCE_MS)
+        assert page.locator("#answer-base textarea").input_value() == ""
         page.close()
