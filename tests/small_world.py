@@ -88,16 +88,17 @@ def invented_bank(
     seed: int = 0,
     shared_a: bool = False,
     population: bool = False,
+    size: float = 0.1,
     config: BankConfig = BANK,
 ) -> Bank:
     """Write a bank of random adapters, without training, and return what was written."""
     base = base or tiny_base(torch.float32)
     names = [f"anchor/{number}" for number in range(anchors)]
     adapters = {
-        name: random_adapter(base, QUERY_VALUE, seed=seed + place, rank=2, shared_a=shared_a)
+        name: random_adapter(base, QUERY_VALUE, seed=seed + place, rank=2, size=size, shared_a=shared_a)
         for place, name in enumerate(names)
     }
-    beneath = random_adapter(base, QUERY_VALUE, seed=seed + 77, rank=3) if population else None
+    beneath = random_adapter(base, QUERY_VALUE, seed=seed + 77, rank=3, size=size) if population else None
     bank = Bank(
         folder=folder,
         task=OWN,

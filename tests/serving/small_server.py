@@ -50,7 +50,8 @@ def running(
     folder: Path, *, banked: bool = True, population: bool = False, open_to_all: bool = True, **options: object
 ) -> Iterator[Server]:
     """Start a server's threads over a database and a bank in a folder."""
-    bank = invented_bank(folder / "bank", population=population) if banked else None
+    # adapters large enough that people are answered differently
+    bank = invented_bank(folder / "bank", population=population, size=1.0) if banked else None
     config = replace(CONFIG, **options)  # type: ignore[arg-type]
     database = open_database(f"sqlite:///{folder / 'users.db'}")
     with small_server(database, bank=bank, config=config, open_to_all=open_to_all) as server:

@@ -53,6 +53,12 @@ def test_answers_are_those_of_the_library(client: TestClient, server: Server, na
     assert answer["mta"]["served"] == ("merged" if from_bank else "base")
 
 
+def test_people_and_ways_are_answered_differently(client: TestClient, server: Server) -> None:
+    """Otherwise the test above would not notice a mix-up."""
+    answers = {expected(server, name, way) for name, way in (("ada", "mta"), ("bob", "mta"), ("ada", "base"))}
+    assert len(answers) == 3
+
+
 def test_the_official_client_works_unchanged(client: TestClient, server: Server) -> None:
     with listening(server) as address:
         api = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
