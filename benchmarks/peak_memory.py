@@ -9,7 +9,7 @@ loaded. Figures are medians. Ratios:
 
 - what the engine takes more than at the start, over what the plain loop takes and the bytes of the engine's slots:
   not above 1 where only the adapters of several users, with gradients and moments, are held besides;
-- what the engine was foretold to take (base model, slots, largest pass), over what its process held at the peak beyond
+- what the engine was foretold to take (base model, slots, largest pass, holes between them), over what its process held at the peak beyond
   the libraries; and the same with the libraries, over all that the process held. One can plan by it from 0.8 to 1.2.
 """
 
@@ -84,7 +84,7 @@ def foretold(name: str, options: argparse.Namespace) -> dict[str, int]:
     shape = load_base_shape(options.base, dtype=case.dtype)
     jobs = make_jobs(shape, case, options.data)
     found = training_memory(shape, jobs, engine=EngineConfig(slots=SLOTS))
-    return {"weights": found.weights, "slots": found.slots, "largest pass": found.largest_pass}
+    return {"weights": found.weights, "slots": found.slots, "largest pass": found.largest_pass, "holes": found.holes}
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def test_freed_memory_is_handed_back_only_when_passes_have_left_holes(monkeypatc
         held[0] = now
         memory.after_pass()
     assert handed == []
+    assert PassMemory.holes(torch.device("cpu"), 200) == 20
     held[0] = 221
     memory.after_pass()
     assert (handed, held) == ([221], [110])
@@ -127,3 +128,4 @@ def test_nothing_is_asked_or_handed_back_for_a_gpu(monkeypatch: pytest.MonkeyPat
     memory.after_pass()
     memory.hand_back()
     assert done == []
+    assert PassMemory.holes(torch.device("cuda"), 1000) == 0

@@ -27,7 +27,7 @@ from mta.config import EngineConfig
 from mta.errors import ModelError
 from mta.forward import answer_nll
 from mta.lora.attach import attached
-from mta.memory_at_hand import free_bytes
+from mta.memory_at_hand import PassMemory, free_bytes
 from mta.packing import TokenRow, fill_packs, pack_rows
 from mta.training_plan import LORA, TrainJob
 
@@ -48,13 +48,15 @@ class TrainingMemory:
     """Adapters in training, their gradients and moments, and what lies beneath them."""
     largest_pass: int
     """What a forward and backward pass over the largest pack holds at its peak, besides these."""
+    holes: int
+    """What lies unused between all these in main memory, at most, before it is handed back."""
     tokens: int
     """Tokens of that pack."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.slots + self.largest_pass
+        return self.weights + self.slots + self.largest_pass + self.holes
 
 
 def training_memory(shape: BaseModel, jobs: Sequence[TrainJob], *, engine: EngineConfig) -> TrainingMemory:
@@ -81,10 +83,12 @@ def training_memory(shape: BaseModel, jobs: Sequence[TrainJob], *, engine: Engin
             answer_nll(shape, pack).sum().backward()  # type: ignore[no-untyped-call]
         largest_pass = counted.peak - before
         del moments
+    weights = sum(one.numel() * one.element_size() for one in parameters)
     return TrainingMemory(
-        weights=sum(one.numel() * one.element_size() for one in parameters),
+        weights=weights,
         slots=before,
         largest_pass=largest_pass,
+        holes=PassMemory.holes(shape.device, weights + before + largest_pass),
         tokens=sum(pack.lengths),
     )
 

@@ -71,6 +71,11 @@ class PassMemory:
         self._needed = 0
         self._fresh = True
 
+    @classmethod
+    def holes(cls, device: torch.device, used: int) -> int:
+        """Return the bytes that may lie unused between so many used ones before they are handed back."""
+        return round((cls.SLACK - 1) * used) if device.type == "cpu" else 0
+
     def after_pass(self) -> None:
         """Look at what is held, and hand back what is too much."""
         if not self._watches:
