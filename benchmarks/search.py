@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.label_prior import (
     STRENGTHS,
@@ -33,9 +31,8 @@ from mta.baselines.label_prior import (
     prior_fits,
     with_prior,
 )
-from mta.baselines.memory_method import START, label_sources, pooled
 from mta.baselines.methods import find_method, fits
-from mta.baselines.pooled_labels import fit_weights
+from mta.baselines.pooled_method import SOURCES, fitting_sources, known_scores, pooled, weights_for
 from mta.config import PromptConfig, to_dict
 from mta.data.people import find_people, rule_for
 from mta.data.read import read_users
@@ -79,7 +76,8 @@ class Trial:
     history_k: int = 1
 
 
-POPULATION = {"epochs": 2}
+EVERYTHING = {"max_items": 0}
+POPULATION = {"epochs": 2, **EVERYTHING}
 CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
 
 
@@ -91,10 +89,11 @@ def over_population(*methods: str, **changes: Any) -> Trial:
 TRIALS: Mapping[str, Trial] = {
     "small": Trial(("base", "classical", "rag-3", "oppu", "population", "population-adapt", "merged-only", "mta")),
     # what lies beneath
-    "population": Trial(("merged-only", "mta"), population=POPULATION),
+    "population": Trial(("merged-only", "mta", "population-adapt"), population=POPULATION),
     "population, calm anchors": over_population("merged-only", "averaged-anchors", "mta"),
-    "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4}),
-    "population at 1e-3": over_population("merged-only", "mta", population={"epochs": 2, "lr": 1e-3}),
+    "population of 20 items": over_population("merged-only", "mta", population={"epochs": 2}),
+    "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4, **EVERYTHING}),
+    "population at 1e-3": over_population("merged-only", "mta", population={**POPULATION, "lr": 1e-3}),
     "population, anchors of rank 2": over_population("merged-only", "mta", bank={**CALM, "rank": 2, "alpha": 4.0}),
     "population, anchors with dropout": over_population("merged-only", "mta", bank={**CALM, "dropout": 0.2}),
     "population, varied anchors": over_population("merged-only", "mta", anchors={"min_label_entropy": 1.0}),
@@ -161,9 +160,11 @@ def config_of(trial: Trial, options: argparse.Namespace) -> RunConfig:
         usual.bank,
         prompts=replace(PROMPTS, history_k=trial.history_k),
         anchors=replace(usual.bank.anchors, bank_size=12, **(trial.anchors or {})),
-        train=replace(usual.bank.train, max_items=options.max_items, **(trial.bank or {})),
+        train=replace(usual.bank.train, **{"max_items": options.max_items, **(trial.bank or {})}),
         population_beneath=trial.population is not None,
-        population_train=replace(usual.bank.population_train, max_items=options.max_items, **(trial.population or {})),
+        population_train=replace(
+            usual.bank.population_train, **{"max_items": options.max_items, **(trial.population or {})}
+        ),
     )
     if options.base == "tiny-random":
         bank = replace(
@@ -220,9 +221,12 @@ def scores_of(rows: Sequence[Prediction], players: Sequence[User], resources: Re
         corrected = with_others_prior(rows, players, resources)
         scores = score_predictions(corrected, metrics=task.metrics, labels=task.labels).metrics
         found |= {"nll_with_prior": scores["nll"], "label_accuracy_with_prior": scores["label_accuracy"]}
-        pooled_rows = pooled_by_others(rows, players, resources)
-        scores = score_predictions(pooled_rows, metrics=task.metrics, labels=task.labels).metrics
-        found |= {f"{name}_with_memory": scores[name] for name in ("nll", "label_accuracy")}
+    if all(row.label_scores for row in rows):
+        for ending, asked in (("memory", ("prior", "memory")), ("all", tuple(SOURCES))):
+            if names := fitting_sources(task, asked):
+                pooled_rows = pooled_by_others(rows, players, resources, names)
+                scores = score_predictions(pooled_rows, metrics=task.metrics, labels=task.labels).metrics
+                found |= {f"{name}_with_{ending}": scores[name] for name in ("nll", "label_accuracy")}
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -242,16 +246,15 @@ def with_others_prior(rows: Sequence[Prediction], players: Sequence[User], resou
     return corrected
 
 
-def pooled_by_others(rows: Sequence[Prediction], players: Sequence[User], resources: Resources) -> list[Prediction]:
-    """Pool each person's answers with prior and memory, by the weights that fit the other people best."""
-    sources = label_sources(players, resources)
-    scores = {id(row): sources.scores(row) for row in rows}
+def pooled_by_others(
+    rows: Sequence[Prediction], players: Sequence[User], resources: Resources, names: Sequence[str]
+) -> list[Prediction]:
+    """Pool each person's answers with those of sources, by the weights that fit the other people best."""
+    known = known_scores(players, resources, names, pool=resources.pool)
     found = []
     for user in players:
-        others = [row for row in rows if row.user_id != user.user_id]
-        golds = np.array([sources.labels.index(row.gold) for row in others])
-        weights = fit_weights(np.stack([scores[id(row)] for row in others]), golds, start=np.array(START))
-        found += [pooled(row, sources=sources, weights=weights) for row in rows if row.user_id == user.user_id]
+        weights = weights_for([row for row in rows if row.user_id != user.user_id], known)
+        found += [pooled(row, known=known, weights=weights) for row in rows if row.user_id == user.user_id]
     return found
 
 
@@ -262,7 +265,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--max-items", type=int, default=20, help="items of a pool user that are trained on")
+    parser.add_argument("--max-items", type=int, default=20, help="items of an anchor that are trained on")
     parser.add_argument("--players", type=int, default=PLAYERS)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--trial", action="append", choices=list(TRIALS), help="only these; repeat it")

@@ -4,7 +4,7 @@
 
 Each setting trains the same two small jobs, in float32, in a process of its own, twice; the second time counts.
 Settings take turns. "busy" runs beside a process that loops without end. The command line sets `GOMP_SPINCOUNT` to
-10,000 unless the environment does.
+1,000 unless the environment does.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mta.anchors import AnchorSelection, DroppedCluster, select_anchors
-from mta.config import AnchorConfig, BankConfig, TrainConfig
+from mta.config import AnchorConfig, BankConfig, PromptConfig, TrainConfig
 from mta.encoders import Encoder, embed_users
 from mta.errors import ConfigError, DataError
 from mta.judges import without_judges
@@ -81,8 +81,8 @@ class BankPlan:
         Raises:
             DataError: nobody has an example.
         """
-        train, prompts = self.config.population_train, self.config.prompts
-        made = [user_rows(tokens, self.task, user, train=train, prompts=prompts) for user in self.pool]
+        train = self.config.population_train
+        made = pool_rows(self.pool, self.task, tokens, train=train, prompts=self.config.prompts)
         rows = [row for one in made for row in one.rows]
         if not rows:
             raise DataError(
@@ -90,6 +90,13 @@ class BankPlan:
                 "histories belong to the task, or leave --population-beneath out"
             )
         return population_job(rows, train, held_out=[row for one in made for row in one.held_out])
+
+
+def pool_rows(
+    pool: Sequence[User], task: Task, tokens: PromptTokenizer, *, train: TrainConfig, prompts: PromptConfig
+) -> list[UserRows]:
+    """Return the training rows of everybody in a pool, in its order."""
+    return [user_rows(tokens, task, user, train=train, prompts=prompts) for user in pool]
 
 
 def population_job(rows: Sequence[TokenRow], train: TrainConfig, *, held_out: Sequence[TokenRow] = ()) -> TrainJob:

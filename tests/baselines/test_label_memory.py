@@ -1,11 +1,10 @@
-"""The memory of items and their labels, and methods pooled with it."""
+"""The memory of items and their labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,22 +13,12 @@ from torch import Tensor
 
 from mta.baselines.classical_setup import Sentences
 from mta.baselines.label_memory import LabelMemory, MemoryConfig, fit_memory
-from mta.baselines.label_prior import log_prior_ratio, pool_shares
-from mta.baselines.methods import METHODS, find_method
-from mta.baselines.pooled_labels import fit_weights
-from mta.baselines.prior_method import judges_of
 from mta.errors import DataError
-from mta.evaluation.predict import examples_of, finished, predict
-from mta.evaluation.run import open_run
-from mta.label_scores import log_shares
-from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
-from mta.records import Example, HistoryItem, Prediction, User
+from mta.records import Example, HistoryItem, User
 from mta.tasks import get_task
-from small_run import RUN, small_world
 
 TASK = get_task("lamp-3")
 ONE = MemoryConfig(sharpness=(2.0,), smoothing=(0.5,), own=(3.0,))
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class Angles:
@@ -113,63 +102,3 @@ def test_settings_are_those_with_the_least_nll_on_people_left_out() -> None:
 def test_a_pool_of_one_person_is_refused() -> None:
     with pytest.raises(DataError, match="fewer than 2 people"):
         fit_memory(TASK, POOL[:1], SENTENCES)
-
-
-# pooled with a method ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def have(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Resources:
-    config = replace(RUN, bank=replace(RUN.bank, anchors=replace(RUN.bank.anchors, bank_size=2)))
-    pool, targets = small_world(pool=7)
-    query = replace(targets[0].queries[0], gold="4")
-    pool = [replace(user, queries=(query,)) for user in pool]
-    return open_run(pool, targets, config, tmp_path_factory.mktemp("run"))
-
-
-def answers(people: PersonalizedUsers, have: Resources) -> list[Prediction]:
-    rows = predict(list(people.users.values()), base=have.base, engine=have.engine).rows
-    return finished(people.users, rows)
-
-
-def sources(users: Sequence[User], rows: Sequence[Prediction], have: Resources) -> np.ndarray:
-    """Return (N, 3, L) by hand."""
-    assert have.encoder
-    memory = fit_memory(have.task, have.pool, Sentences(have.encoder, None))
-    shares, render = pool_shares(have.task, have.pool), renderer(have.task, have.prompts)
-    found = []
-    for row in rows:
-        (user,) = (one for one in users if one.user_id == row.user_id)
-        ratio = log_prior_ratio(user, shares, have.task)
-        (asked,) = (
-            one
-            for one in examples_of(Personalized(user, have.task, None, render, have.prompts))
-            if one.example_id == row.query_id
-        )
-        model = log_shares(np.array(list(row.label_scores.values())))
-        found.append([model, [ratio[label] for label in have.task.labels], memory.log_ratio(user, [asked])[0]])
-    return np.array(found)
-
-
-def test_answers_are_the_methods_pooled_with_the_weights_of_the_pool(have: Resources) -> None:
-    targets, judges = small_world(pool=7)[1], judges_of(have)
-    judged, plain = (answers(METHODS["merged-only"](users, have), have) for users in (judges, targets))
-    golds = np.array([have.task.labels.index(row.gold) for row in judged])
-    weights = fit_weights(sources(judges, judged, have), golds, start=np.array([1.0, 0.5, 0.5]))
-    pooled = find_method("merged-only+memory")(targets, have)
-    assert list(pooled.chosen.values())[-3:] == pytest.approx(weights, abs=1e-4)
-    wanted = log_shares(np.einsum("k,nkl->nl", weights, sources(targets, plain, have)))
-    found = answers(pooled, have)
-    for row, logs in zip(found, wanted, strict=True):
-        assert list(row.label_scores.values()) == pytest.approx(logs.tolist(), abs=1e-6)
-        assert row.label == row.text == have.task.labels[int(logs.argmax())]
-        assert row.nll == pytest.approx(-logs[have.task.labels.index(row.gold)], abs=1e-6)
-
-
-def test_without_labels_of_a_meaning_a_method_is_calibrated_alone(
-    have: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mta.baselines.memory_method.prior_fits", lambda task: False)
-    targets = small_world(pool=7)[1]
-    pooled, calibrated = (find_method(f"base{ending}")(targets, have) for ending in ("+memory", "+calibrated"))
-    assert answers(pooled, have) == answers(calibrated, have)

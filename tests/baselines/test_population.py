@@ -162,6 +162,24 @@ def test_held_out_items_of_the_bank_are_learned_here(base, tmp_path) -> None:
     assert planned == total_updates(len(rows), same_tokens(TRAIN, rows, tokens))
 
 
+def test_over_a_bank_with_an_adapter_beneath_it_has_the_whole_pool_and_the_tokens_of_both(base, tmp_path) -> None:
+    wide = replace(TRAIN, batch_size=3, epochs=2, seed=5)
+    known = resources(base, tmp_path, replace(BANK, population_beneath=True, population_train=wide))
+    found = population(small_targets(), known)
+    anchors = known.need_bank().anchors
+    rows = anchor_rows(base, tuple(user.user_id for user in small_pool()))
+    assert len(rows) > sum(anchor.examples for anchor in anchors)
+    tokens = seen(rows, wide) + sum(anchor.tokens for anchor in anchors)
+    job = TrainJob("population", tuple(rows), same_tokens(wide, rows, tokens))
+    (wanted,) = train(base, [job], engine=ENGINE)
+    assert adapter_of(found.users["ann"]).fingerprint() == wanted.adapter.fingerprint()
+    METHODS["population-matched-adapt"](small_targets(), known)
+    _, matched = load_adapter(tmp_path / "population-matched" / "population.safetensors", base=base)
+    one = sum(anchor.updates for anchor in anchors) / len(anchors)
+    assert matched["updates"] == pytest.approx(total_updates(len(rows), wide) + one, abs=1)
+    assert matched["tokens"] == pytest.approx(tokens, rel=0.1)
+
+
 def test_retired_anchors_are_left_out(base, tmp_path) -> None:
     known = resources(base, tmp_path)
     before = adapter_of(population(small_targets(), known).users["ann"]).fingerprint()

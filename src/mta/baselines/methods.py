@@ -17,15 +17,15 @@ from mta.baselines.classical import CLASSICAL_ROWS, classical_fits
 from mta.baselines.classical_method import classical_method
 from mta.baselines.combined import CombineConfig, combined
 from mta.baselines.label_prior import prior_fits
-from mta.baselines.memory_method import with_memory
 from mta.baselines.oppu import PUBLISHED as PUBLISHED_OPPU
 from mta.baselines.oppu import OppuConfig, oppu
 from mta.baselines.per_pcs import PerPcsConfig, per_pcs
+from mta.baselines.pooled_method import with_all_sources, with_memory
 from mta.baselines.population import population, population_adapt, population_matched_adapt
 from mta.baselines.prior_method import with_calibration, with_label_prior
 from mta.baselines.proper import proper
 from mta.baselines.rag import rag
-from mta.baselines.roles import CALIBRATED, MEMORY, PRIOR, stem_of
+from mta.baselines.roles import CALIBRATED, MEMORY, POOLED, PRIOR, stem_of
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
@@ -137,7 +137,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 
 CORRECTIONS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
-    {PRIOR: with_label_prior, CALIBRATED: with_calibration, MEMORY: with_memory}
+    {PRIOR: with_label_prior, CALIBRATED: with_calibration, MEMORY: with_memory, POOLED: with_all_sources}
 )
 """Ending of a name -> how it changes the answers of the method before it."""
 ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(

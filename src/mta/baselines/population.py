@@ -1,8 +1,8 @@
-"""The control that tells task from taste: one adapter for everybody, from the anchors' data and as many tokens.
+"""The control that tells task from taste: one adapter for everybody, from the bank's data and as many tokens.
 
-A gain over the base model that this adapter gives too is not personalization. Where the bank's anchors lie on a
-population adapter of their own (`BankConfig.population_beneath`), methods that merge them rest on its training over the
-whole pool as well; this control does not get those tokens, and the run card says so.
+A gain over the base model that this adapter gives too is not personalization. It is trained on the anchors' rows, for
+as many tokens as all anchors together; where these lie on a population adapter of their own
+(`BankConfig.population_beneath`), on the rows of the whole pool, for as many tokens as that one and all anchors.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from mta.bank_building import train_population
-from mta.bank_plan import POPULATION_JOB, population_job
+from mta.bank_plan import POPULATION_JOB, pool_rows, population_job
 from mta.config import TrainConfig
 from mta.errors import ConfigError, DataError
+from mta.judges import without_judges
 from mta.lora.adapter import Recipe
 from mta.packing import TokenRow
 from mta.personalize import Personalized, PersonalizedUsers, Resources, adapt_over, renderer
 from mta.records import User
-from mta.training_plan import updates_per_epoch
+from mta.training_plan import total_updates, updates_per_epoch
 from mta.user_rows import UserRows, user_rows
 
 
@@ -36,7 +37,7 @@ class PopulationAdapter:
 
 
 def population(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """Serve every user with one adapter trained on all anchors' examples together.
+    """Serve every user with one adapter trained on all examples that the bank was made of.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -62,7 +63,7 @@ def population_adapt(users: Sequence[User], resources: Resources) -> Personalize
 
 
 def population_matched_adapt(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """Adapt every user over a population adapter that saw the anchors' tokens in one anchor's number of updates.
+    """Adapt every user over a population adapter that saw the bank's tokens in the updates beneath merge-then-adapt.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -100,36 +101,67 @@ def check_beneath(resources: Resources, target_modules: Sequence[str], *, matche
 
 
 def population_adapter(resources: Resources, *, matched: bool = False) -> PopulationAdapter:
-    """Train one adapter on the very rows of all anchors, for as many tokens as all anchors together were.
+    """Train one adapter on the very rows that the bank was made of, for as many tokens; see `bank_effort`.
 
     Args:
         resources: base model, bank and its pool.
-        matched: take as many updates as one anchor took on average, each over as many rows as that needs, with the
+        matched: take as many updates as lie beneath a user's own, each over as many rows as that needs, with the
             anchors' settings; otherwise the bank's population settings.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
         AdapterError: the training diverged.
     """
-    bank = resources.need_bank()
-    data = anchor_rows(resources)
-    rows = [row for made in data for row in made.rows]
-    active = [anchor for anchor in bank.anchors if not anchor.retired]
-    tokens = sum(anchor.tokens for anchor in active)
+    config, effort = resources.need_bank().config, bank_effort(resources)
     if matched:
-        updates = round(fmean(anchor.updates for anchor in active))
-        train = same_updates(bank.config.train, rows, tokens, updates=updates)
+        train = same_updates(config.train, effort.rows, effort.tokens, updates=effort.updates)
     else:
-        train = same_tokens(bank.config.population_train, rows, tokens)
+        train = same_tokens(config.population_train, effort.rows, effort.tokens)
     trained = train_population(
         resources.base,
-        population_job(rows, train),
+        population_job(effort.rows, train),
         resources.folder / ("population-matched" if matched else "population"),
         engine=resources.engine,
         progress=resources.progress,
     )
     shared = trained.adapters[POPULATION_JOB].recipe(resources.base, rank=train.rank)
-    return PopulationAdapter(shared, trained.seconds, sum(made.cut_rows for made in data))
+    return PopulationAdapter(shared, trained.seconds, effort.cut_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class BankEffort:
+    """What a bank was made of, which a rival may have too."""
+
+    rows: tuple[TokenRow, ...]
+    tokens: int
+    """That all its trainings saw, an adapter beneath the anchors included."""
+    updates: int
+    """Beneath a user's own: of one anchor on average, and of the adapter beneath the anchors."""
+    cut_rows: int
+    """Training prompts that were cut to fit."""
+
+
+def bank_effort(resources: Resources) -> BankEffort:
+    """Return the rows of a bank's anchors, or of the whole pool where an adapter for everybody lies beneath them.
+
+    Nothing is held out here: what the bank kept back for early stopping is among the rows.
+
+    Raises:
+        DataError: an anchor of the bank is not in `resources.pool`.
+    """
+    bank = resources.need_bank()
+    data = anchor_rows(resources)
+    active = [anchor for anchor in bank.anchors if not anchor.retired]
+    tokens, updates = sum(anchor.tokens for anchor in active), round(fmean(anchor.updates for anchor in active))
+    if bank.population:
+        train = replace(bank.config.population_train, held_out_share=0.0)
+        pool = without_judges(resources.pool, bank.task, bank.config)
+        data = pool_rows(pool, bank.task, resources.base.tokens, train=train, prompts=resources.prompts)
+        beneath = [row for made in data for row in made.rows]
+        tokens += round(tokens_per_update(train, beneath) * total_updates(len(beneath), train))
+        updates += total_updates(len(beneath), train)
+    rows = tuple(row for made in data for row in made.rows)
+    return BankEffort(rows, tokens, updates, sum(made.cut_rows for made in data))
 
 
 def anchor_rows(resources: Resources, *, held_out_share: float = 0.0) -> list[UserRows]:
@@ -156,11 +188,15 @@ def anchor_rows(resources: Resources, *, held_out_share: float = 0.0) -> list[Us
 def same_tokens(train: TrainConfig, rows: Sequence[TokenRow], tokens: int) -> TrainConfig:
     """Return the settings under which training on all of `rows` sees about `tokens` tokens."""
     train = replace(train, held_out_share=0.0, min_updates=0, max_updates=0)
+    updates = max(1, round(tokens / tokens_per_update(train, rows)))
+    return replace(train, epochs=math.ceil(updates / updates_per_epoch(len(rows), train)), max_updates=updates)
+
+
+def tokens_per_update(train: TrainConfig, rows: Sequence[TokenRow]) -> float:
+    """Return the tokens that an update sees on average; rows that are dropped are not seen."""
     per_epoch = updates_per_epoch(len(rows), train)
-    rows_per_update = min(len(rows), per_epoch * train.batch_size) / per_epoch  # dropped rows are not seen
-    per_update = rows_per_update * sum(map(len, rows)) / len(rows)
-    updates = max(1, round(tokens / per_update))
-    return replace(train, epochs=math.ceil(updates / per_epoch), max_updates=updates)
+    rows_per_update = min(len(rows), per_epoch * train.batch_size) / per_epoch
+    return rows_per_update * sum(map(len, rows)) / len(rows)
 
 
 def same_updates(train: TrainConfig, rows: Sequence[TokenRow], tokens: int, *, updates: int) -> TrainConfig:

@@ -25,7 +25,7 @@ from mta.bank import Bank
 from mta.bank_building import train_population
 from mta.bank_plan import POPULATION_JOB, population_job
 from mta.base_model import BaseModel
-from mta.baselines.population import anchor_rows, same_tokens
+from mta.baselines.population import anchor_rows, bank_effort, same_tokens
 from mta.config import TrainConfig
 from mta.encoders import load_encoder
 from mta.errors import AdapterError, ConfigError
@@ -224,9 +224,9 @@ class Groups:
 
 
 def train_groups(resources: Resources, config: ProperConfig, folder: Path) -> Groups:
-    """Train the population adapter on the rows of all anchors, and then the experts over it on the same rows.
+    """Train the population adapter on what the bank was made of, and then the experts over it on the anchors' rows.
 
-    Each of the two sees as many tokens as all anchors together did in the bank's training.
+    The first sees as many tokens as the bank's training did, the second as many as all anchors together.
 
     Raises:
         DataError: an anchor of the bank is not in `resources.pool`.
@@ -235,10 +235,11 @@ def train_groups(resources: Resources, config: ProperConfig, folder: Path) -> Gr
     bank, base, engine = resources.need_bank(), resources.base, resources.engine
     data = anchor_rows(resources)
     rows = tuple(replace(row, person=index) for index, made in enumerate(data) for row in made.rows)
+    shared, effort = config.shared_training(bank.config.population_train), bank_effort(resources)
+    beneath = population_job(effort.rows, same_tokens(shared, effort.rows, effort.tokens))
+    first = train_population(base, beneath, folder / "population", engine=engine, progress=resources.progress)
     tokens = sum(anchor.tokens for anchor in bank.anchors if not anchor.retired)
-    train = same_tokens(config.shared_training(bank.config.population_train), rows, tokens)
-    shared = population_job(rows, train)
-    first = train_population(base, shared, folder / "population", engine=engine, progress=resources.progress)
+    train = same_tokens(shared, rows, tokens)
     population = first.adapters[POPULATION_JOB]
     start = starting_embeddings(bank.active_vectors, config.embedding_size, seed=train.seed)
     job = TrainJob(

@@ -55,7 +55,9 @@ CALIBRATED = "+calibrated"
 
 MEMORY = "+memory"
 """Ending of a name: the method before it, its label scores pooled with the prior and with what similar items got."""
-ENDINGS = (PRIOR, CALIBRATED, MEMORY)
+POOLED = "+pooled"
+"""Ending of a name: the method before it, its label scores pooled with all that is known without a language model."""
+ENDINGS = (PRIOR, CALIBRATED, MEMORY, POOLED)
 
 
 def stem_of(name: str) -> str:

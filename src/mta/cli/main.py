@@ -42,9 +42,10 @@ for part in (demo, models, data, bank, stages, score, run, sweep, growth, report
     part.register(app)
 
 
-SPIN_COUNT = "10000"
+SPIN_COUNT = "1000"
 """How long an idle compute thread spins before it sleeps. With the library's default, a busy neighbour makes two
-threads slower than one; this value costs nothing on an idle machine (docs/results/threads.md)."""
+threads take twice as long as one; with this value a tenth longer, and an idle machine shows no difference
+(docs/results/speed/threads.md)."""
 
 
 def main() -> None:

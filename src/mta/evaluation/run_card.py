@@ -100,10 +100,9 @@ def _history_items(users: Sequence[User]) -> dict[str, float]:
 
 def _population_effort(bank: Bank) -> str:
     """Say how the training of the population control compares with what lies beneath the other methods."""
-    same = "trained on the anchors' examples, for as many tokens as all anchors together"
     if bank.population is None:
-        return same
+        return "trained on the anchors' examples, for as many tokens as all anchors together"
     return (
-        f"{same}; the anchors lie on an adapter trained on the whole pool, whose tokens come on top for every method "
-        "that merges anchors and not for this control"
+        "trained on the examples of the whole pool, for as many tokens as all anchors and the adapter beneath them "
+        "together"
     )
