@@ -47,8 +47,8 @@ PLAIN, PACKED, TRAINER, ENGINE = "peft plain", "peft packed", "hf trainer", "eng
 WHOLE = "peft whole update"
 EAGER = ("peft sorted, eager", "peft whole update, eager")
 STRONG = ("peft rows", "peft rows, eager", "peft sorted", WHOLE, *EAGER)
-"""PEFT loops over transformers' own forward pass, without what makes the plain one slow; the last two, `EAGER`, were the
-strongest wherever all six were measured."""
+"""PEFT loops over transformers' own forward pass, without what makes the plain one slow; wherever all six were measured, one
+of the last two, `EAGER`, was the strongest."""
 BEST = "peft best"
 FLOOR, WHOLE_FLOOR = "floor", "floor, whole rows"
 JUDGED = 8
