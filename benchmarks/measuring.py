@@ -122,7 +122,12 @@ def product_seconds(dtype: torch.dtype = torch.float32) -> float:
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]], *, repeats: int, anyway: bool = False, contenders: Collection[str] = ()
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    anyway: bool = False,
+    contenders: Collection[str] = (),
+    after_warm_up: Callable[[], object] = lambda: None,
 ) -> Times:
     """Run every way once to warm up, then in turn until `repeats` turns are good.
 
@@ -136,9 +141,11 @@ def take_turns(
         anyway: take every turn for good.
         contenders: ways of which only the best counts: those that are beaten by far both in the warm-up and in the
             first turn are left out of the others, and of what is returned.
+        after_warm_up: called once every way has run once; the place to refuse ways that do not do the same.
     """
     left = dict(ways)
     seconds = {0: _turn(left, "warm-up")}
+    after_warm_up()
     moved: dict[int, float] = {}
     given_up: dict[str, list[float]] = {}
     for number in range(1, repeats + SPARE + 1):
