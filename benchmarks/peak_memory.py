@@ -9,8 +9,9 @@ loaded. Figures are medians. Ratios:
 
 - what the engine takes more than at the start, over what the plain loop takes and the bytes of the engine's slots:
   not above 1 where only the adapters of several users, with gradients and moments, are held besides;
-- what the engine was foretold to take (base model, slots, largest pass, holes between them), over what its process held at the peak beyond
-  the libraries; and the same with the libraries, over all that the process held. One can plan by it from 0.8 to 1.2.
+- what the engine was foretold to take (base model, slots, largest pass, holes between them), over what its process
+  held at the peak beyond the libraries; and the same with the libraries, over all that the process held. One can plan
+  by it from 0.8 to 1.2.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python benchmarks/train.py --data DIR --out docs/results/speed/train [--case NAME] [--anyway]
 
 Every case trains some people's adapters with the same model, rows, initial values, order, learning rates, clipping and
-AdamW. Before any time is reported, the loss that the trained adapters have on their rows is asserted to be the same for
-all ways, and to have moved by far more than they may differ (`require_equal`). The ways, and the floor beneath all of them, are described
-in `training_peers.py`; "peft best" is the fastest of the strong PEFT loops over transformers' own forward pass, turn by
-turn. Of these, those that take much longer than the fastest both in the warm-up and in the first turn are left out of
-the others; their two times stay in the JSON.
+AdamW. Before any time counts, the loss that the trained adapters have on their rows is asserted to be the same for all
+ways, and to have moved by far more than they may differ (`require_equal`). The ways, and the floor beneath all of them,
+are described in `training_peers.py`; "peft best" is the fastest of the strong PEFT loops over transformers' own forward
+pass, turn by turn. Of these, those that take much longer than the fastest both in the warm-up and in the first turn are
+left out of the others; their two times stay in the JSON.
 Without --data, invented people are used. Cases already in the folder are left as they are, so that a stopped run goes
 on.
 """
@@ -48,8 +48,8 @@ PLAIN, PACKED, TRAINER, ENGINE = "peft plain", "peft packed", "hf trainer", "eng
 WHOLE = "peft whole update"
 EAGER = ("peft sorted, eager", "peft whole update, eager")
 STRONG = ("peft rows", "peft rows, eager", "peft sorted", WHOLE, *EAGER)
-"""PEFT loops over transformers' own forward pass, without what makes the plain one slow; wherever all six were measured, one
-of the last two, `EAGER`, was the strongest."""
+"""PEFT loops over transformers' own forward pass, without what makes the plain one slow; wherever all six were
+measured, one of the last two, `EAGER`, was the strongest."""
 BEST = "peft best"
 FLOOR, WHOLE_FLOOR = "floor", "floor, whole rows"
 JUDGED = 8
@@ -201,7 +201,7 @@ def require_equal(base: BaseModel, jobs: Sequence[TrainJob], found: Mapping[str,
 def equality_of(base: BaseModel, jobs: Sequence[TrainJob], found: Mapping[str, Adapters]) -> dict[str, float]:
     """Return how far the losses of all ways are apart at most, and how far training has moved the engine's at least.
 
-    The same of each way's mean over people; and the largest distance of a way's delta from the engine's, relative to it.
+    The same of each way's mean over people; and the largest distance of a way's delta from the engine's, relatively.
     """
     untrained = {name: scale(adapter, 0.0) for name, adapter in found[ENGINE].items()}
     before, ours = losses_of(base, jobs, untrained), losses_of(base, jobs, found[ENGINE])

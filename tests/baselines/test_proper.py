@@ -170,18 +170,16 @@ def test_targets_have_no_part_in_the_shared_stages(base, known, made, tmp_path) 
 def test_population_and_groups_train_on_all_anchors_rows_for_as_many_tokens_as_the_bank(base, known, made) -> None:
     bank = known.need_bank()
     pool = {user.user_id: user for user in small_pool()}
-    rows = [
-        replace(row, person=place)
-        for place, name in enumerate(bank.anchor_ids)
-        for row in user_rows(base.tokens, OWN, pool[name], train=TRAIN, prompts=PROMPTS).rows
-    ]
+    of_anchor = [user_rows(base.tokens, OWN, pool[name], train=TRAIN, prompts=PROMPTS).rows for name in bank.anchor_ids]
+    plain = [row for rows in of_anchor for row in rows]
+    rows = [replace(row, person=place) for place, found in enumerate(of_anchor) for row in found]
     tokens = sum(anchor.tokens for anchor in bank.anchors)
     found = train_groups(known, SMALL, known.folder / "proper")
     shared = replace(BANK.population_train, rank=2, alpha=4.0, target_modules=FEED_FORWARD)
     per_epoch = math.ceil(len(rows) / shared.batch_size)
     updates = round(tokens / (sum(map(len, rows)) / per_epoch))
     config = replace(shared, epochs=math.ceil(updates / per_epoch), max_updates=updates)
-    (population,) = train(base, [TrainJob("population", tuple(rows), config)], engine=ENGINE)
+    (population,) = train(base, [TrainJob("population", tuple(plain), config)], engine=ENGINE)
     beneath = population.adapter
     assert found.experts.population.fingerprint() == beneath.fingerprint()
     start = starting_embeddings(bank.active_vectors, 6, seed=config.seed)

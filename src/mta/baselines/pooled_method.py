@@ -119,7 +119,7 @@ def known_scores(
     """Ask sources, fitted on a pool, about every query of the users."""
     task = resources.task
     sources = [SOURCES[name](resources, pool) for name in names]
-    found = {}
+    found: dict[tuple[str, str], Array] = {}
     for user in users:
         if examples := query_examples(task, user, history_k=0):
             scores = np.stack([source(user, examples) for source in sources], axis=1)  # (Q, S, L)
@@ -147,7 +147,7 @@ def _choose(method: Method, resources: Resources, names: Sequence[str]) -> tuple
     if len(judges) < FEWEST_JUDGES:
         known = KnownScores(resources.task, tuple(names), {})
         log.warning(
-            "besides the anchors, %d people of the pool can judge, and it takes %d to choose on; sources get weights %s",
+            "besides the anchors, %d people of the pool can judge, and it takes %d; sources get weights %s",
             *(len(judges), FEWEST_JUDGES, known.start.tolist()),
         )
         return known.start, 0.0
