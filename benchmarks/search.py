@@ -5,8 +5,8 @@
 Some people of the pool play targets: their last items are their history, as many as targets have; earlier items, which
 nobody trains on, and the file's own question are what they are asked. All others are the pool. Every trial is a set of
 settings and of methods; its scores are kept with them: NLL of the gold answer, raw, at other people's temperature, and
-for labels with the person's prior, and with prior and memory, as well (what is chosen there is fitted on other people).
-Finished trials are not run again, and trainings are shared where settings are equal.
+for labels also with the person's prior, with prior and memory, and with every source of `+pooled` (what is chosen there
+is fitted on other people). Finished trials are not run again, and trainings are shared where settings are equal.
 """
 
 from __future__ import annotations

@@ -89,6 +89,10 @@ class Bank:
     """Anchors asked for; `len(anchors)` were kept."""
     train_seconds: float
     """Wall time of training all of it."""
+    population_updates: int = 0
+    """That the adapter beneath the anchors took; 0 where there is none."""
+    population_tokens: int = 0
+    """That it saw."""
 
     @property
     def anchor_ids(self) -> tuple[str, ...]:
@@ -190,6 +194,7 @@ def write_bank(bank: Bank, *, build_fingerprint: str, dropped: Sequence[DroppedC
         "anchors": [asdict(anchor) for anchor in bank.anchors],
         "checksum": bank.checksum,
         "files": files,
+        "population": {"updates": bank.population_updates, "tokens": bank.population_tokens},
         "train_seconds": bank.train_seconds,
         "versions": versions(),
         "build_fingerprint": build_fingerprint,
@@ -288,8 +293,9 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
             f"the bank {folder} is damaged: {MANIFEST} lists {len(anchors)} anchors, its files hold "
             f"{' or '.join(map(str, sorted(rows)))}; build it again, or restore it from a copy"
         )
-    population = None
+    population, effort = None, {"updates": 0, "tokens": 0}
     if POPULATION in manifest["files"]:
+        effort = manifest["population"]
         population = adapter_from_tensors(
             _checked_tensors(folder, POPULATION, manifest), where=str(folder / POPULATION)
         )
@@ -308,6 +314,8 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         checksum=manifest["checksum"],
         asked=manifest["asked"],
         train_seconds=float(manifest["train_seconds"]),
+        population_updates=int(effort["updates"]),
+        population_tokens=int(effort["tokens"]),
     )
 
 

@@ -122,7 +122,14 @@ def build_bank(
     if not kept:
         raise BankError("no anchor was trained successfully; lower the learning rate or check the data")
     bank = _assemble(build, plan.asked, kept, trained, population)
-    bank = replace(bank, train_seconds=trained.seconds + (beneath.seconds if beneath else 0.0))
+    if beneath:
+        note = beneath.adapters[POPULATION_JOB].note
+        bank = replace(
+            bank,
+            train_seconds=trained.seconds + beneath.seconds,
+            population_updates=note.updates,
+            population_tokens=note.tokens,
+        )
     write_bank(bank, build_fingerprint=wanted, dropped=plan.dropped)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return bank

@@ -54,7 +54,7 @@ class BankCosts:
             ("  base model", size_text(memory.weights)),
             ("  adapters in training", size_text(memory.slots)),
             (f"  one pass over {memory.tokens:,} tokens", size_text(memory.largest_pass)),
-            ("  unused between all these, at most", size_text(memory.holes)),
+            ("  unused between all these, about", size_text(memory.holes)),
             (f"free memory of the {self.device} now", size_text(self.free_bytes)),
             ("libraries and encoders, in main memory", size_text(self.process_bytes)),
         ]

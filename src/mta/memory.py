@@ -49,7 +49,7 @@ class TrainingMemory:
     largest_pass: int
     """What a forward and backward pass over the largest pack holds at its peak, besides these."""
     holes: int
-    """What lies unused between all these in main memory, at most, before it is handed back."""
+    """What may lie unused between all these in main memory before it is handed back, about."""
     tokens: int
     """Tokens of that pack."""
 

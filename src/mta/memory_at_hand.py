@@ -73,7 +73,7 @@ class PassMemory:
 
     @classmethod
     def holes(cls, device: torch.device, used: int) -> int:
-        """Return the bytes that may lie unused between so many used ones before they are handed back."""
+        """Return about how many bytes lie unused between so many used ones before they are handed back."""
         return round((cls.SLACK - 1) * used) if device.type == "cpu" else 0
 
     def after_pass(self) -> None:

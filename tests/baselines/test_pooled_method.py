@@ -23,7 +23,7 @@ from mta.baselines.prior_method import judges_of
 from mta.data.people import rule_for
 from mta.evaluation.predict import examples_of, finished, predict
 from mta.evaluation.run import open_run
-from mta.label_scores import log_shares
+from mta.label_scores import log_shares, median_label
 from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
 from mta.records import Prediction, User
 from mta.tasks import get_task
@@ -113,12 +113,32 @@ def test_no_source_has_learned_from_the_judges_it_is_asked_about(
 
         return scores
 
-    monkeypatch.setattr(pooled_method, "SOURCES", {"prior": watched})
+    monkeypatch.setattr(pooled_method, "SOURCES", {"prior": pooled_method.SourceKind(lambda task: True, watched)})
     judges = judges_of(have)
-    pooled_method.judged_scores(judges, have, ["prior"])
+    twins = {f"twin of {judge.user_id}": judge.user_id for judge in judges}
+    again = [replace(judge, user_id=name) for name, judge in zip(twins, judges, strict=True)]
+    pooled_method.judged_scores(judges, replace(have, pool=[*have.pool, *again]), ["prior"])
     assert sorted(name for _, name in asked) == sorted(user.user_id for user in judges)
-    assert all(name not in pools[number] for number, name in asked)
+    persons = [{twins.get(name, name) for name in pool} for pool in pools]
+    assert all(name not in persons[number] for number, name in asked)
     assert all(len(pool) > len(have.pool) / 2 for pool in pools)
+
+
+def test_a_pool_too_small_to_judge_on_gives_the_sources_their_usual_weights(
+    have: Resources, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets = small_world(pool=7)[1]
+    people = find_method("base+pooled")(targets, replace(have, bank=None, pool=have.pool[:2]))
+    assert list(people.chosen.values()) == [1.0, 0.5, 0.5, 0.5]
+    assert "2 people of the pool can judge, and that is too few (" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shares", "median"),
+    [((0.4, 0.25, 0.35), "2"), ((0.5, 0.1, 0.4), "1"), ((0.1, 0.1, 0.8), "3"), ((0.25, 0.25, 0.5), "2")],
+)
+def test_the_median_of_ratings_is_the_lower_where_two_will_do(shares: tuple[float, ...], median: str) -> None:
+    assert median_label({str(place): math.log(share) for place, share in enumerate(shares, start=1)}) == median
 
 
 def test_each_task_has_the_sources_that_mean_something_for_it() -> None:

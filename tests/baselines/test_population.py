@@ -1,4 +1,4 @@
-"""One adapter for everybody: the anchors' data, as many tokens as the anchors had."""
+"""One adapter for everybody: the bank's data, as many tokens as the bank had."""
 
 from __future__ import annotations
 

@@ -425,7 +425,7 @@ def test_the_card_says_what_the_population_control_learned_from(first: RunResult
     bank = replace(CONFIG.bank, population_beneath=True, population_train=RUN_TRAIN)
     done = run(*small_world(), replace(CONFIG, bank=bank, methods=("base", "population")), tmp_path / "run")
     said = done.scores["run"]["population control"]
-    assert said.startswith("trained on the examples of the whole pool, for as many tokens as all anchors and the")
+    assert said.startswith("trained on the examples of everybody in the pool but judges, for as many tokens as all")
     assert run(*small_world(), replace(CONFIG, methods=("base",)), tmp_path / "base").scores["run"][
         "population control"
     ] == ("not run")

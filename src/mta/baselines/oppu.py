@@ -29,7 +29,7 @@ class OppuConfig:
     history_k: int | None = None
     """Items shown in the prompts of training and answering; None takes the run's."""
     task_adapt: str = "none"
-    """What lies beneath: "none", or "population", one adapter trained on the anchors' data."""
+    """What lies beneath: "none", or "population", the adapter of the population control."""
 
 
 PUBLISHED = OppuConfig(target_modules=QUERY_VALUE)

@@ -68,8 +68,8 @@ class PerPcsConfig:
     gate_batch_size: int = 6
     """Rows per update of the gates (published)."""
     task_adapt: str = "none"
-    """What lies beneath the sharers' adapters: "none", the bank as it is; "population" (published), one adapter trained
-    on the anchors' data, over which theirs are trained anew."""
+    """What lies beneath the sharers' adapters: "none", the bank as it is; "population" (published), the adapter of
+    the population control, over which theirs are trained anew."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "batch_size", "gate_updates", "gate_batch_size"):

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,9 +28,10 @@ from mta.baselines.label_memory import fit_memory
 from mta.baselines.label_prior import log_prior_ratio, pool_shares, prior_fits
 from mta.baselines.linear_models import Array, people_folds
 from mta.baselines.pooled_labels import fit_weights
-from mta.baselines.prior_method import FEWEST_JUDGES, judges_of, with_calibration
+from mta.baselines.prior_method import judges_of, with_calibration
 from mta.data.people import person_names, rule_for
 from mta.encoders import Encoder, load_encoder
+from mta.errors import DataError
 from mta.evaluation.predict import predict
 from mta.label_scores import by_scores, log_shares, median_label
 from mta.personalize import Method, PersonalizedUsers, Resources
@@ -47,6 +49,16 @@ FOLDS = 4
 
 Source = Callable[[User, Sequence[Example]], Array]
 """A user and Q >= 1 examples -> (Q, L) nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKind:
+    """One kind of source."""
+
+    fits: Callable[[Task], bool]
+    """Whether it means something for a task."""
+    fit: Callable[[Resources, Sequence[User]], Source]
+    """Fits it on a pool."""
 
 
 def with_memory(method: Method) -> Method:
@@ -109,16 +121,19 @@ def _serve(method: Method, users: Sequence[User], resources: Resources, *, asked
 
 def fitting_sources(task: Task, asked: Sequence[str]) -> tuple[str, ...]:
     """Return those of the sources asked for that mean something for a task."""
-    fits = {"prior": prior_fits, "memory": prior_fits, "classical": classical_fits}
-    return tuple(name for name in asked if fits[name](task))
+    return tuple(name for name in asked if SOURCES[name].fits(task))
 
 
 def known_scores(
     users: Sequence[User], resources: Resources, names: Sequence[str], *, pool: Sequence[User]
 ) -> KnownScores:
-    """Ask sources, fitted on a pool, about every query of the users."""
+    """Ask sources, fitted on a pool, about every query of the users.
+
+    Raises:
+        DataError: the pool is too small for one of them.
+    """
     task = resources.task
-    sources = [SOURCES[name](resources, pool) for name in names]
+    sources = [SOURCES[name].fit(resources, pool) for name in names]
     found: dict[tuple[str, str], Array] = {}
     for user in users:
         if examples := query_examples(task, user, history_k=0):
@@ -128,7 +143,11 @@ def known_scores(
 
 
 def judged_scores(judges: Sequence[User], resources: Resources, names: Sequence[str]) -> KnownScores:
-    """Ask sources about every query of judges, each time fitted on the pool without a part of them."""
+    """Ask sources about every query of judges, each time fitted on the pool without a part of them.
+
+    Raises:
+        DataError: the judges are one person, or the pool without a part of them is too small for a source.
+    """
     rule = rule_for(resources.task.task_id)
     person_of = person_names(resources.pool, rule=rule)
     fold_of = people_folds(judges, rule=rule, folds=FOLDS, seed=0)
@@ -144,14 +163,15 @@ def judged_scores(judges: Sequence[User], resources: Resources, names: Sequence[
 def _choose(method: Method, resources: Resources, names: Sequence[str]) -> tuple[Array, float]:
     """Choose the weights on the judges; return them and the seconds that the judges' training took."""
     judges = judges_of(resources)
-    if len(judges) < FEWEST_JUDGES:
-        known = KnownScores(resources.task, tuple(names), {})
+    try:
+        known = judged_scores(judges, resources, names)
+    except DataError as error:
+        start = KnownScores(resources.task, tuple(names), {}).start
         log.warning(
-            "besides the anchors, %d people of the pool can judge, and it takes %d; sources get weights %s",
-            *(len(judges), FEWEST_JUDGES, known.start.tolist()),
+            "besides the anchors, %d people of the pool can judge, and that is too few (%s); sources get weights %s",
+            *(len(judges), error, start.tolist()),
         )
-        return known.start, 0.0
-    known = judged_scores(judges, resources, names)
+        return start, 0.0
     people = method(judges, resources)
     with resources.progress("weights of sources") as step:
         made = predict(list(people.users.values()), base=resources.base, engine=resources.engine, step=step)
@@ -208,9 +228,11 @@ def _encoder(resources: Resources) -> Encoder:
     return resources.encoder or load_encoder(resources.match.encoder, device=resources.base.device)
 
 
-SOURCES: Mapping[str, Callable[[Resources, Sequence[User]], Source]] = {
-    "prior": _prior,
-    "memory": _memory,
-    "classical": _classical,
-}
-"""Name -> how a source is fitted on a pool."""
+SOURCES: Mapping[str, SourceKind] = MappingProxyType(
+    {
+        "prior": SourceKind(prior_fits, _prior),
+        "memory": SourceKind(prior_fits, _memory),
+        "classical": SourceKind(classical_fits, _classical),
+    }
+)
+"""Every source by its name."""

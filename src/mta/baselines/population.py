@@ -2,7 +2,8 @@
 
 A gain over the base model that this adapter gives too is not personalization. It is trained on the anchors' rows, for
 as many tokens as all anchors together; where these lie on a population adapter of their own
-(`BankConfig.population_beneath`), on the rows of the whole pool, for as many tokens as that one and all anchors.
+(`BankConfig.population_beneath`), on the rows of everybody in the pool but judges, for as many tokens as that one and
+all anchors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mta.lora.adapter import Recipe
 from mta.packing import TokenRow
 from mta.personalize import Personalized, PersonalizedUsers, Resources, adapt_over, renderer
 from mta.records import User
-from mta.training_plan import total_updates, updates_per_epoch
+from mta.training_plan import updates_per_epoch
 from mta.user_rows import UserRows, user_rows
 
 
@@ -155,11 +156,9 @@ def bank_effort(resources: Resources) -> BankEffort:
     tokens, updates = sum(anchor.tokens for anchor in active), round(fmean(anchor.updates for anchor in active))
     if bank.population:
         train = replace(bank.config.population_train, held_out_share=0.0)
+        tokens, updates = tokens + bank.population_tokens, updates + bank.population_updates
         pool = without_judges(resources.pool, bank.task, bank.config)
         data = pool_rows(pool, bank.task, resources.base.tokens, train=train, prompts=resources.prompts)
-        beneath = [row for made in data for row in made.rows]
-        tokens += round(tokens_per_update(train, beneath) * total_updates(len(beneath), train))
-        updates += total_updates(len(beneath), train)
     rows = tuple(row for made in data for row in made.rows)
     return BankEffort(rows, tokens, updates, sum(made.cut_rows for made in data))
 

@@ -270,7 +270,7 @@ def train_groups(resources: Resources, config: ProperConfig, folder: Path) -> Gr
         router=tensors.get(ROUTER, torch.empty(0)),
         offset=tensors.get(OFFSET, torch.empty(0)),
         seconds=first.seconds + second.seconds,
-        cut_rows=sum(made.cut_rows for made in data),
+        cut_rows=effort.cut_rows,
     )
 
 

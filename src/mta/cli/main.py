@@ -44,7 +44,7 @@ for part in (demo, models, data, bank, stages, score, run, sweep, growth, report
 
 SPIN_COUNT = "1000"
 """How long an idle compute thread spins before it sleeps. With the library's default, a busy neighbour makes two
-threads take twice as long as one; with this value a tenth longer, and an idle machine shows no difference
+threads take twice as long as one; with this value a seventh longer, and an idle machine shows no difference
 (docs/results/speed/threads.md)."""
 
 

@@ -103,6 +103,6 @@ def _population_effort(bank: Bank) -> str:
     if bank.population is None:
         return "trained on the anchors' examples, for as many tokens as all anchors together"
     return (
-        "trained on the examples of the whole pool, for as many tokens as all anchors and the adapter beneath them "
-        "together"
+        "trained on the examples of everybody in the pool but judges, for as many tokens as all anchors and the "
+        "adapter beneath them together"
     )
