@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from measuring import ratio, rows_of, steadiness, table, watched, write
+from measuring import ratio, rows_of, run, steadiness, table, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig
 from mta.gated_product import is_gated_mlp
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --shape llama-3-8b --out docs/results/speed/gpu
     python benchmarks/gpu.py --shape smollm2-135m --out docs/results/speed/gpu
-    python benchmarks/gpu.py --shape tiny --device cpu          # whether it runs
+    python benchmarks/gpu.py --shape tiny --device cpu --users 2 --repeats 1 --anyway  # whether it runs
 
 Speed and memory depend on a model's shape, not on its weights, so nothing is downloaded. Users have examples of 100 to
 200 tokens of which 4 are learned. Ways, taking turns: the engine, row by row and in grouped products where the device
@@ -26,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from drawn_rows import ANSWER, drawn_row
-from measuring import ratio, rows_of, table, take_turns, watched, write
+from measuring import ratio, rows_of, run, table, take_turns, watched, write
 from mta.base_model import BaseModel, base_shape, wrap_model
 from mta.config import ALL_LINEAR, EngineConfig, TrainConfig, to_dict
 from mta.memory import training_memory
@@ -207,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,7 +32,7 @@ import torch
 
 from drawn_rows import drawn_row
 from inference_peers import PeftNames, PolyLora, complete, has_polylora, merge_per_user, whole
-from measuring import ratio, rows_of, table, take_turns, watched, write
+from measuring import ratio, rows_of, run, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.files import read_json
@@ -192,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

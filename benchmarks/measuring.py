@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
+from mta.errors import MtaError
 from mta.files import write_json, write_text
 from mta.runtime import versions
 
@@ -79,6 +80,14 @@ class Times(dict[str, list[float]]):
             "seconds": {name: [round(one, 4) for one in found] for name, found in self.items()},
             "given up, s": {name: [round(one, 4) for one in found] for name, found in self.given_up.items()},
         }
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script; what is wrong with its input ends it with the message alone."""
+    try:
+        main()
+    except MtaError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def refuse_busy(*, anyway: bool) -> float:

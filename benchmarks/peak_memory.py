@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from measuring import table, tell, watched, write
+from measuring import run, table, tell, watched, write
 from mta.base_model import load_base_model, load_base_shape
 from mta.config import EngineConfig
 from mta.memory import training_memory
@@ -155,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

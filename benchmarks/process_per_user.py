@@ -31,7 +31,7 @@ from typing import Any
 import peft
 import torch
 
-from measuring import ratio, rows_of, steadiness, table, take_turns, watched, write
+from measuring import ratio, rows_of, run, steadiness, table, take_turns, watched, write
 from mta.adapter_files import load_adapter, save_adapter
 from mta.base_model import BaseModel, load_base_model
 from mta.config import EngineConfig, TrainConfig, from_dict, to_dict
@@ -246,4 +246,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,7 +31,7 @@ from typing import Any
 import matplotlib
 import torch
 
-from measuring import LONG_S, powers_of_ten, rows_of, table, watched, write
+from measuring import LONG_S, powers_of_ten, rows_of, run, table, watched, write
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import load_base_model
 from mta.config import AnchorConfig, BankConfig, EngineConfig, MatchConfig, PromptConfig, TrainConfig
@@ -231,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

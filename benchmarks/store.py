@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from measuring import LONG_S, powers_of_ten, table, tell, watched, write
+from measuring import LONG_S, powers_of_ten, run, table, tell, watched, write
 from mta.adapter_files import load_trained, save_trained
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE
@@ -302,4 +302,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

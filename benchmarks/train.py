@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from drawn_rows import drawn_row
-from measuring import Times, case_options, ratio, rows_of, steadiness, table, take_turns, watched, write
+from measuring import Times, case_options, ratio, rows_of, run, steadiness, table, take_turns, watched, write
 from mta.base_model import BaseModel, load_base_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig, PromptConfig, TrainConfig
 from mta.data.personas import make_personas
@@ -309,4 +309,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
