@@ -295,7 +295,11 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         )
     population, effort = None, {"updates": 0, "tokens": 0}
     if POPULATION in manifest["files"]:
-        effort = manifest["population"]
+        effort = manifest.get("population")
+        if effort is None:
+            raise BankError(
+                f"the bank {folder} is of an earlier version, which did not keep {POPULATION}'s tokens; build it again"
+            )
         population = adapter_from_tensors(
             _checked_tensors(folder, POPULATION, manifest), where=str(folder / POPULATION)
         )
