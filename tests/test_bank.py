@@ -164,6 +164,16 @@ def test_another_schema_is_refused(whole: Path, tmp_path: Path, schema: object) 
         load_bank(tmp_path)
 
 
+def test_a_bank_that_does_not_say_what_its_population_adapter_took_is_of_an_earlier_version(tmp_path: Path) -> None:
+    invented_bank(tmp_path, population=True)
+    edit_manifest(tmp_path, population={"updates": 12, "tokens": 345})
+    loaded = load_bank(tmp_path)
+    assert (loaded.population_updates, loaded.population_tokens) == (12, 345)
+    edit_manifest(tmp_path, population=None)
+    with pytest.raises(BankError, match="is of an earlier version, which did not keep .*; build it again"):
+        load_bank(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"schema": 1}', '"text"'])
 def test_a_manifest_of_the_wrong_kind_is_refused(whole: Path, tmp_path: Path, text: str) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
