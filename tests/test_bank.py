@@ -170,7 +170,7 @@ def test_a_bank_that_does_not_say_what_its_population_adapter_took_is_of_an_earl
     loaded = load_bank(tmp_path)
     assert (loaded.population_updates, loaded.population_tokens) == (12, 345)
     edit_manifest(tmp_path, population=None)
-    with pytest.raises(BankError, match="is of an earlier version, which did not keep .*; build it again"):
+    with pytest.raises(BankError, match=r"is of an earlier version, which did not keep .*; build it again"):
         load_bank(tmp_path)
 
 

@@ -295,11 +295,7 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         )
     population, effort = None, {"updates": 0, "tokens": 0}
     if POPULATION in manifest["files"]:
-        effort = manifest.get("population")
-        if effort is None:
-            raise BankError(
-                f"the bank {folder} is of an earlier version, which did not keep {POPULATION}'s tokens; build it again"
-            )
+        effort = _population_effort(folder, manifest)
         population = adapter_from_tensors(
             _checked_tensors(folder, POPULATION, manifest), where=str(folder / POPULATION)
         )
@@ -321,6 +317,17 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Bank:
         population_updates=int(effort["updates"]),
         population_tokens=int(effort["tokens"]),
     )
+
+
+def _population_effort(folder: Path, manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return the updates and tokens of the training of the adapter beneath the anchors."""
+    effort: dict[str, int] | None = manifest.get("population")
+    if effort is None:
+        raise BankError(
+            f"the bank {folder} is of an earlier version, which did not keep what the training of {POPULATION} took; "
+            "build it again"
+        )
+    return effort
 
 
 def _checked_tensors(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
