@@ -73,17 +73,19 @@ class Trial:
     adapt: Mapping[str, Any] | None = None
     merge: Mapping[str, Any] | None = None
     top_k: int = 2
-    history_k: int = 1
 
 
 EVERYTHING = {"max_items": 0}
-POPULATION = {"epochs": 2, **EVERYTHING}
+POPULATION = EVERYTHING
+POPULATION_EPOCHS = {"lamp-1": 2, "lamp-2": 2, "lamp-3": 2, "lamp-4": 1, "lamp-5": 1}
+"""Half an hour of one core, about."""
 CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
+MORE = {"bank_size": 24}
 
 
 def over_population(*methods: str, **changes: Any) -> Trial:
     """Return a trial whose anchors are residuals on an adapter for everybody."""
-    return Trial(methods, **{"population": POPULATION, "bank": CALM, **changes})
+    return Trial(methods, **{"population": POPULATION, "bank": CALM, "anchors": MORE, **changes})
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -91,12 +93,14 @@ TRIALS: Mapping[str, Trial] = {
     # what lies beneath
     "population": Trial(("merged-only", "mta", "population-adapt"), population=POPULATION),
     "population, calm anchors": over_population("merged-only", "averaged-anchors", "mta"),
+    "population, no anchors": over_population("merged-only", "mta", merge={"scale": 0.0}),
     "population of 20 items": over_population("merged-only", "mta", population={"epochs": 2}),
+    "population of 1 epoch": over_population("merged-only", "mta", population={"epochs": 1, **EVERYTHING}),
     "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4, **EVERYTHING}),
     "population at 1e-3": over_population("merged-only", "mta", population={**POPULATION, "lr": 1e-3}),
     "population, anchors of rank 2": over_population("merged-only", "mta", bank={**CALM, "rank": 2, "alpha": 4.0}),
     "population, anchors with dropout": over_population("merged-only", "mta", bank={**CALM, "dropout": 0.2}),
-    "population, varied anchors": over_population("merged-only", "mta", anchors={"min_label_entropy": 1.0}),
+    "population, varied anchors": over_population("merged-only", "mta", anchors={**MORE, "min_label_entropy": 1.0}),
     # weights
     "evidence of 2": over_population("merged-only-evidence", "mta-evidence"),
     "evidence of 6": over_population("merged-only-evidence", "averaged-anchors", "mta-evidence", top_k=6),
@@ -120,7 +124,7 @@ TRIALS: Mapping[str, Trial] = {
     "adapt core and adapter": over_population("mta", adapt={"form": "core+lora"}),
     # all together
     "gate and average": over_population("mta-gated", "mta-averaged"),
-    "three items shown": over_population("merged-only", "mta", history_k=3),
+    "three items shown": over_population("rag+mta"),
 }
 
 
@@ -158,12 +162,13 @@ def config_of(trial: Trial, options: argparse.Namespace) -> RunConfig:
     usual = small(options.task)
     bank = replace(
         usual.bank,
-        prompts=replace(PROMPTS, history_k=trial.history_k),
-        anchors=replace(usual.bank.anchors, bank_size=12, **(trial.anchors or {})),
+        prompts=PROMPTS,
+        anchors=replace(usual.bank.anchors, **{"bank_size": 12, **(trial.anchors or {})}),
         train=replace(usual.bank.train, **{"max_items": options.max_items, **(trial.bank or {})}),
         population_beneath=trial.population is not None,
         population_train=replace(
-            usual.bank.population_train, **{"max_items": options.max_items, **(trial.population or {})}
+            usual.bank.population_train,
+            **{"max_items": options.max_items, "epochs": POPULATION_EPOCHS[options.task], **(trial.population or {})},
         ),
     )
     if options.base == "tiny-random":
