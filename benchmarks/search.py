@@ -208,9 +208,8 @@ def run_trial(
 def _trainings(work: Path, config: RunConfig) -> Path:
     """Return the folder of a bank's trainings; the population adapter is copied from wherever it is the same."""
     bank = config.bank
-    beneath = sha256_json(
-        [bank.population_beneath, to_dict(bank.population_train), to_dict(bank.prompts), config.dtype]
-    )
+    population = to_dict(bank.population_train) if bank.population_beneath else None
+    beneath = sha256_json([population, to_dict(bank.prompts), config.dtype])
     place = work / f"trained-{beneath[:8]}-{sha256_json(to_dict(bank.train))[:8]}"
     for earlier in sorted(work.glob(f"trained-{beneath[:8]}-*/population")):
         if not (place / "population").exists():

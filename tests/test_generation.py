@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,10 +12,10 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from helpers import random_adapter, random_rows, tiny_base
 from mta import generation
-from mta.base_model import wrap_model
+from mta.base_model import BaseModel, wrap_model
 from mta.config import ALL_LINEAR, QUERY_VALUE, EngineConfig
 from mta.errors import AdapterError
-from mta.generation import Request, answer_and_score, generate, prefill, routed, score_answers
+from mta.generation import Mixture, Request, answer_and_score, generate, prefill, routed, score_answers
 from mta.kv_cache import RoomyCache
 from mta.lora.adapter import Adapter, Factors
 from mta.packing import TokenRow, left_pad
@@ -219,3 +221,56 @@ def test_a_repetition_penalty_does_not_see_the_padding_of_a_batch():
     penalized = texts(slice(None), repetition_penalty=1.5)
     assert penalized != texts(slice(None))
     assert penalized == [texts(slice(place, place + 1), repetition_penalty=1.5)[0] for place in range(len(requests))]
+
+
+def in_weights(base: BaseModel, adapter: Adapter | None) -> torch.nn.Module:
+    """Return a copy of the model with an adapter in its weights."""
+    model = copy.deepcopy(base.model)
+    for module in adapter.modules if adapter else ():
+        model.get_submodule(module).weight.data += adapter.delta(module)
+    return model
+
+
+def mixed_by_hand(base: BaseModel, mixture: Mixture, begun: Sequence[int], temperature: float) -> torch.Tensor:
+    """Return (V,) probabilities of what comes after `begun`, each way's prompt read by itself."""
+    parts = []
+    for share, request in zip(mixture.shares, mixture.requests, strict=True):
+        model = in_weights(base, request.adapter)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*request.row.prompt, *begun]])).logits[0, -1]
+        parts.append(share * (logits / temperature).softmax(-1))
+    return torch.stack(parts).sum(dim=0)
+
+
+def test_a_mixture_averages_the_next_tokens_of_its_ways():
+    """Ways with prompts of several lengths and other adapters, beside single requests in the same batch."""
+    base = tiny_base()
+    rows = random_rows(6, 8)
+    adapters = [None, *(random_adapter(base, ALL_LINEAR, seed=seed, rank=2, size=0.6) for seed in range(3))]
+    ways = [Request(row, adapter) for row, adapter in zip(rows, adapters * 2, strict=True)]
+    assert len({len(row.prompt) for row in rows}) > 2
+    questions = [
+        Mixture((ways[0], ways[1], ways[5]), (0.2, 0.5, 0.3)),
+        ways[4],
+        Mixture((ways[2], ways[3]), (0.6, 0.4)),
+    ]
+    labels = [(40, 41, 1), (99, 1)]
+    found = answer_and_score(base, questions, [labels] * 3, max_new_tokens=5, engine=TOGETHER, temperatures=(2.0,))
+    for question, answered in zip(questions, found, strict=True):
+        mixture = question if isinstance(question, Mixture) else Mixture((question,), (1.0,))
+        for temperature, scores in ((1.0, answered.scores), (2.0, answered.tempered[0])):
+            for label, score in zip(labels, scores, strict=True):
+                parts = [
+                    float(mixed_by_hand(base, mixture, label[:place], temperature)[token])
+                    for place, token in enumerate(label)
+                ]
+                assert float(score) == pytest.approx(sum(map(math.log, parts)), abs=1e-9)
+        begun: list[int] = []
+        while len(begun) < 5 and not set(begun) & set(base.end_ids):
+            begun.append(int(mixed_by_hand(base, mixture, begun, 1.0).argmax()))
+        assert answered.text == base.tokens.decode([token for token in begun if token not in base.end_ids])
+    assert [one.text for one in found] == generate(base, questions, max_new_tokens=5, engine=TOGETHER)
+    alone = [answer_and_score(base, [one], [labels], max_new_tokens=5, engine=ALONE)[0] for one in questions]
+    for one, other in zip(found, alone, strict=True):
+        assert one.text == other.text
+        assert torch.allclose(one.scores, other.scores, rtol=0, atol=1e-9)

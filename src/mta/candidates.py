@@ -1,14 +1,16 @@
 """How likely given texts are after a prompt whose keys and values are known already.
 
 Example:
-    >>> candidate_scores(base, prompts, cache, [label_tokens] * len(prompts.input_ids))[0].shape
-    torch.Size([1, 15])
+    >>> first_label, *others = candidate_scores(base, prompts, cache, [label_tokens] * len(prompts.input_ids))[0]
+    >>> first_label.shape
+    torch.Size([1, 3])
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,8 +34,8 @@ def candidate_scores(
     candidates: Sequence[Sequence[Sequence[int]]],
     *,
     temperatures: Sequence[float] = (1.0,),
-) -> list[Tensor]:
-    """Score texts that could follow each prompt.
+) -> list[list[Tensor]]:
+    """Score the tokens of texts that could follow each prompt.
 
     All candidates of a prompt follow it in one row; a mask keeps each from seeing the others, and each starts at the
     position right after the prompt, so that the scores equal those of separate rows.
@@ -46,7 +48,7 @@ def candidate_scores(
         temperatures: T numbers that the scores of next tokens are divided by.
 
     Returns:
-        For each prompt (T, C) log-probabilities, float64 on the CPU.
+        For each prompt and candidate (T, tokens) log-probabilities, float64 on the CPU.
     """
     tails = _tails(prompts, candidates, base.pad_id)
     logits = base.model(
@@ -57,26 +59,31 @@ def candidate_scores(
         use_cache=True,
     ).logits
     return [
-        torch.stack([_log_probabilities(row / temperature, texts) for temperature in temperatures])
+        _log_probabilities(row, texts, temperatures)
         for row, texts in zip(logits.to(torch.promote_types(logits.dtype, torch.float32)), candidates, strict=True)
     ]
 
 
-def _log_probabilities(logits: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
-    """Sum each candidate's token log-probabilities.
+def _log_probabilities(
+    logits: Tensor, candidates: Sequence[Sequence[int]], temperatures: Sequence[float]
+) -> list[Tensor]:
+    """Return the log-probabilities of each candidate's tokens at each temperature.
 
     Args:
         logits: (1 + W, V), those after the prompt's last token and after each token of the candidates in a row.
         candidates: C token sequences of W tokens or fewer together.
+        temperatures: T numbers.
     """
-    log_probs = logits.log_softmax(-1)
-    scores, start = [], 0
-    for tokens in candidates:
-        # the first token is predicted by the prompt's last position, the others by the token before them
-        sources = [0, *range(start + 1, start + len(tokens))]
-        scores.append(log_probs[sources, list(tokens)].sum())
-        start += len(tokens)
-    return torch.stack(scores).double().cpu()
+    # each candidate's first token is predicted by the prompt's last position, the others by the token before them
+    starts = [0, *accumulate(map(len, candidates))]
+    sources = [
+        place
+        for start, tokens in zip(starts, candidates, strict=False)
+        for place in (0, *range(start + 1, start + len(tokens)))
+    ]
+    targets = [token for tokens in candidates for token in tokens]
+    at = [(logits / temperature).log_softmax(-1)[sources, targets] for temperature in temperatures]
+    return list(torch.split(torch.stack(at).double().cpu(), [len(tokens) for tokens in candidates], dim=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from mta.base_model import BaseModel
 from mta.candidates import candidate_scores
@@ -29,6 +30,7 @@ from mta.lora.attach import attached
 from mta.lora.frozen_stack import inference_stack
 from mta.lora.stacked import Finished
 from mta.memory_at_hand import halve_until_it_fits
+from mta.mixing import NextTokenMixing, mixed_logs
 from mta.packing import Batch, TokenRow, fill_packs, left_pad, length_buckets, pack_rows
 from mta.padded_attention import padding_left_out_on, without_padding
 
@@ -48,9 +50,24 @@ class Request:
     adapter: Finished | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several ways to answer one question with one text: the next token's probability is the mean of theirs.
+
+    p(token | question, answer so far) = sum_w share_w p_w(token | prompt_w, answer so far)
+    """
+
+    requests: tuple[Request, ...]
+    shares: tuple[float, ...]
+    """Of each, above 0; they sum to 1."""
+
+
+Asked = Request | Mixture
+
+
 def generate(
     base: BaseModel,
-    requests: Sequence[Request],
+    requests: Sequence[Asked],
     *,
     max_new_tokens: int,
     engine: EngineConfig,
@@ -68,13 +85,14 @@ def generate(
     """
     texts = [""] * len(requests)
 
-    def complete(chosen: Sequence[Request]) -> list[str]:
-        prompts = _prompts(base, chosen)
-        with torch.no_grad(), routed(base, [r.adapter for r in chosen]) as take:
+    def complete(chosen: Sequence[Asked]) -> list[str]:
+        rows = [request for asked in chosen for request in _ways(asked).requests]
+        prompts = _prompts(base, rows)
+        with torch.no_grad(), routed(base, [r.adapter for r in rows]) as take:
             cache = prefill(base, prompts, room=max_new_tokens, take=take)
-            return _completions(base, prompts, cache, max_new_tokens)
+            return _completions(base, prompts, cache, chosen, max_new_tokens)
 
-    for indices, batch in _batches(requests, lambda r: len(r.row.prompt) + max_new_tokens, engine):
+    for indices, batch in _batches(requests, lambda asked: _room(asked, (), max_new_tokens), engine):
         for index, text in zip(indices, halve_until_it_fits(complete, batch, what=PROMPT), strict=True):
             texts[index] = text
     return texts
@@ -92,9 +110,22 @@ class Answered:
     """(T, C) the same at each of the temperatures that were asked for."""
 
 
+def _answered(text: str, ways: Sequence[Sequence[Tensor]], shares: Sequence[float]) -> Answered:
+    """Put an answer together.
+
+    Args:
+        text: what was answered.
+        ways: W ways, of each for each of C candidates (1 + T, tokens) log-probabilities.
+        shares: of the W ways.
+    """
+    found = [mixed_logs(torch.stack(one), shares).sum(dim=1) for one in zip(*ways, strict=True)]
+    scores = torch.stack(found, dim=1)  # (1 + T, C)
+    return Answered(text, scores[0], scores[1:])
+
+
 def answer_and_score(
     base: BaseModel,
-    requests: Sequence[Request],
+    requests: Sequence[Asked],
     candidates: Sequence[Sequence[Sequence[int]]],
     *,
     max_new_tokens: int,
@@ -110,7 +141,7 @@ def answer_and_score(
 
     Args:
         base: the frozen model.
-        requests: prompts; `row.answer` is ignored.
+        requests: prompts, or mixtures of prompts; `row.answer` is ignored.
         candidates: for each request token sequences, each with its end-of-answer token: all labels, or the gold answer.
         max_new_tokens: longest answer in tokens.
         engine: packing.
@@ -126,15 +157,20 @@ def answer_and_score(
     items = list(zip(requests, candidates, strict=True))
     engine = engine if repetition_penalty == 1 else replace(engine, predict_tokens_per_batch=1)
 
-    def answer(chosen: Sequence[tuple[Request, Sequence[Sequence[int]]]]) -> list[Answered]:
-        asked, scored = [request for request, _ in chosen], [texts for _, texts in chosen]
-        prompts = _prompts(base, asked)
-        with torch.no_grad(), routed(base, [r.adapter for r in asked]) as take:
+    def answer(chosen: Sequence[tuple[Asked, Sequence[Sequence[int]]]]) -> list[Answered]:
+        mixtures = [_ways(asked) for asked, _ in chosen]
+        rows = [request for mixture in mixtures for request in mixture.requests]
+        scored = [texts for mixture, (_, texts) in zip(mixtures, chosen, strict=True) for _ in mixture.requests]
+        prompts = _prompts(base, rows)
+        with torch.no_grad(), routed(base, [r.adapter for r in rows]) as take:
             cache = prefill(base, prompts, room=max_new_tokens, take=take)
             warm = (1.0, *temperatures)
-            scores = candidate_scores(base, prompts, copy.deepcopy(cache), scored, temperatures=warm)
-            texts = _completions(base, prompts, cache, max_new_tokens, repetition_penalty)
-        return [Answered(text, found[0], found[1:]) for text, found in zip(texts, scores, strict=True)]
+            scores = iter(candidate_scores(base, prompts, copy.deepcopy(cache), scored, temperatures=warm))
+            texts = _completions(base, prompts, cache, mixtures, max_new_tokens, repetition_penalty)
+        return [
+            _answered(text, [next(scores) for _ in mixture.requests], mixture.shares)
+            for text, mixture in zip(texts, mixtures, strict=True)
+        ]
 
     for indices, batch in _batches(items, lambda item: _room(*item, max_new_tokens), engine):
         answered |= zip(indices, halve_until_it_fits(answer, batch, what=PROMPT), strict=True)
@@ -143,9 +179,15 @@ def answer_and_score(
     return [answered[index] for index in range(len(items))]
 
 
-def _room(request: Request, candidates: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """Tokens of the longest row a request makes."""
-    return len(request.row.prompt) + max(max_new_tokens, sum(map(len, candidates)))
+def _ways(asked: Asked) -> Mixture:
+    return asked if isinstance(asked, Mixture) else Mixture((asked,), (1.0,))
+
+
+def _room(asked: Asked, candidates: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """Tokens of the rows of one question, each as long as the longest."""
+    requests = _ways(asked).requests
+    longest = max(len(request.row.prompt) for request in requests)
+    return len(requests) * (longest + max(max_new_tokens, sum(map(len, candidates))))
 
 
 def _prompts(base: BaseModel, requests: Sequence[Request]) -> Batch:
@@ -186,9 +228,15 @@ def prefill(base: BaseModel, prompts: Batch, *, room: int, take: Take) -> RoomyC
 
 
 def _completions(
-    base: BaseModel, prompts: Batch, cache: RoomyCache, max_new_tokens: int, repetition_penalty: float = 1.0
+    base: BaseModel,
+    prompts: Batch,
+    cache: RoomyCache,
+    questions: Sequence[Asked],
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
 ) -> list[str]:
-    """Go on greedily from the prompts; the cache is used up."""
+    """Go on greedily from the prompts, one text a question; the cache is used up."""
+    mixtures = [_ways(asked) for asked in questions]
     output = base.model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
@@ -196,9 +244,16 @@ def _completions(
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
         pad_token_id=base.pad_id,
+        logits_processor=_mixing([mixture.shares for mixture in mixtures], base.device),
     )
-    made = output[:, prompts.input_ids.shape[1] :].tolist()
+    firsts = [0, *accumulate(len(mixture.requests) for mixture in mixtures)][:-1]
+    made = output[firsts, prompts.input_ids.shape[1] :].tolist()
     return [base.tokens.decode(_until_end(ids, base.end_ids)) for ids in made]
+
+
+def _mixing(shares: Sequence[Sequence[float]], device: torch.device) -> LogitsProcessorList | None:
+    several = any(len(of_one) > 1 for of_one in shares)
+    return LogitsProcessorList([NextTokenMixing(shares, device=device)]) if several else None
 
 
 def _until_end(ids: list[int], end_ids: list[int]) -> list[int]:

@@ -29,7 +29,7 @@ from mta.encoders import Encoder, document_vectors, load_encoder
 from mta.errors import BankError, ConfigError
 from mta.evidence import weigh_by_evidence
 from mta.files import sha256_json
-from mta.generation import Request, generate
+from mta.generation import Mixture, Request, generate
 from mta.lora.adapter import AdapterSum, Recipe
 from mta.lora.stacked import OverlayRecipe
 from mta.merging import Match, match_anchors, match_in_blocks, random_anchors, reweigh
@@ -71,7 +71,8 @@ class Personalized:
     answers: Callable[[Sequence[Example]], Sequence[Prediction]] | None = None
     """Answers of a method that does not ask the base model; None asks it."""
     mixture: tuple[tuple[float, Personalized], ...] = ()
-    """Ways to serve the user whose answers are mixed, each with its weight; () means the adapter answers."""
+    """Ways to serve the user, each with its share, whose next tokens' probabilities are averaged; () means the adapter
+    answers alone."""
     finish: Callable[[Prediction], Prediction] | None = None
     """Last change to each answer of the base model, for example by how often the user gives which label."""
 
@@ -412,19 +413,24 @@ def answer(person: Personalized, text: str, *, base: BaseModel, engine: EngineCo
     Raises:
         DataError: the text is not a query of the task.
     """
-    asked = replace(person.user, queries=(Query("query", text),))
-    (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k, retriever=person.retriever)
     if person.answers:
-        return person.answers([example])[0].text
-    if person.mixture:  # the way with the most weight
-        return answer(person.mixture[0][1], text, base=base, engine=engine)
-    row = base.tokens.row(person.render(example), None, person.prompts, reserve=person.task.max_new_tokens)
-    adapter = person.adapter.parts() if person.adapter else None
+        return person.answers([_example(person, text)])[0].text
+    ways = person.mixture or ((1.0, person),)
+    asked = Mixture(tuple(_request(way, text, base) for _, way in ways), tuple(share for share, _ in ways))
     with torch.inference_mode():
         (completion,) = generate(
-            base,
-            [Request(row, adapter)],
-            max_new_tokens=person.task.max_new_tokens,
-            engine=engine or EngineConfig(),
+            base, [asked], max_new_tokens=person.task.max_new_tokens, engine=engine or EngineConfig()
         )
     return person.task.clean(completion)
+
+
+def _example(person: Personalized, text: str) -> Example:
+    asked = replace(person.user, queries=(Query("query", text),))
+    (example,) = query_examples(person.task, asked, history_k=person.prompts.history_k, retriever=person.retriever)
+    return example
+
+
+def _request(person: Personalized, text: str, base: BaseModel) -> Request:
+    rendered = person.render(_example(person, text))
+    row = base.tokens.row(rendered, None, person.prompts, reserve=person.task.max_new_tokens)
+    return Request(row, person.adapter.parts() if person.adapter else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from mta.baselines.averaged_anchors import averaged_anchors
 from mta.config import MergeConfig
 from mta.errors import ConfigError
 from mta.evaluation.predict import predict
-from mta.lora.adapter import AdapterSum, Recipe
+from mta.generation import Request, score_answers
+from mta.lora.adapter import AdapterSum
 from mta.merging import Match
-from mta.personalize import Personalized, Resources, match_users, renderer
+from mta.personalize import Resources, match_users, renderer
 from mta.records import Query, User
+from mta.tasks.examples import query_examples
 from small_world import ADAPT, ENCODER, ENGINE, OWN, PROMPTS, invented_bank, small_targets
 
 
@@ -50,11 +53,16 @@ def resources(base: BaseModel, folder: Path, *, population: bool = False, **merg
     )
 
 
-def nats(base: BaseModel, have: Resources, user: User, terms: list) -> list[float]:
-    """What the gold answers cost under a sum of adapters."""
-    adapter = Recipe(str(len(terms)), 9, lambda: AdapterSum(tuple(terms))) if terms else None
-    person = Personalized(user, OWN, adapter, renderer(OWN, PROMPTS), PROMPTS)
-    return [row.nll or 0.0 for row in predict([person], base=base, engine=ENGINE).rows]
+def nats(base: BaseModel, have: Resources, user: User, terms: list) -> list[list[float]]:
+    """What each token of the gold answers costs under a sum of adapters."""
+    found = []
+    for example in query_examples(OWN, user, history_k=PROMPTS.history_k):
+        row = base.tokens.row(renderer(OWN, PROMPTS)(example), None, PROMPTS, reserve=OWN.max_new_tokens)
+        gold = base.tokens.answer_ids(example.answer, PROMPTS)
+        adapter = AdapterSum(tuple(terms)) if terms else None
+        begun = [Request(replace(row, answer=gold[:length]), adapter) for length in range(1, len(gold) + 1)]
+        found.append([after - before for before, after in pairwise([0.0, *score_answers(base, begun, engine=ENGINE)])])
+    return found
 
 
 @pytest.mark.parametrize("population", [False, True], ids=["bare", "over a population adapter"])
@@ -77,8 +85,11 @@ def test_anchors_answers_are_mixed_by_their_weights(
             rest, bare = 1 - sum(match.weights), nats(base, have, user, beneath)
             rows = predict([people[user.user_id]], base=base, engine=ENGINE).rows
             for place, row in enumerate(rows):
-                parts = [w * math.exp(-way[place]) for w, way in zip(match.weights, ways, strict=True)]
-                assert row.nll == pytest.approx(-math.log(sum(parts) + rest * math.exp(-bare[place])), rel=1e-4)
+                wanted = 0.0
+                for token, beneath_cost in enumerate(bare[place]):
+                    parts = [w * math.exp(-way[place][token]) for w, way in zip(match.weights, ways, strict=True)]
+                    wanted -= math.log(sum(parts) + rest * math.exp(-beneath_cost))
+                assert row.nll == pytest.approx(wanted, rel=1e-4)
 
 
 def test_weights_that_are_no_shares_are_refused(base: BaseModel, tmp_path: Path) -> None:

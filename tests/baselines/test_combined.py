@@ -12,9 +12,9 @@ from mta.baselines.combined import WAYS, CombineConfig, combined
 from mta.baselines.methods import METHODS, find_method
 from mta.cross_fit import held_out_nats
 from mta.evaluation.notes import method_notes
-from mta.evaluation.predict import finished, mixed, predict
+from mta.evaluation.predict import finished, predict
 from mta.evaluation.run import open_run, run
-from mta.personalize import PersonalizedUsers, Resources, answer
+from mta.personalize import Personalized, PersonalizedUsers, Resources, answer
 from mta.records import Prediction
 from small_run import RUN, small_world
 
@@ -31,36 +31,6 @@ def answers(people: PersonalizedUsers, have: Resources) -> dict[tuple[str, str],
     rows = predict(list(people.users.values()), base=have.base, engine=have.engine).rows
     finish = {person.user.user_id: person for person in people.users.values()}
     return {(row.user_id, row.query_id): row for row in finished(finish, rows)}
-
-
-def scored(scores: dict[str, float], gold: str = "a") -> Prediction:
-    label = max(scores, key=lambda one: scores[one])
-    total = math.log(sum(map(math.exp, scores.values())))
-    return Prediction("q", "u", gold, label, label=label, nll=total - scores[gold], label_scores=scores)
-
-
-def test_labels_are_mixed_by_probability() -> None:
-    one, two = scored({"a": math.log(0.2), "b": math.log(0.8)}), scored({"a": math.log(6.0), "b": math.log(2.0)})
-    found = mixed([(0.75, two), (0.25, one)])
-    assert {label: math.exp(score) for label, score in found.label_scores.items()} == pytest.approx(
-        {"a": 0.75 * 0.75 + 0.25 * 0.2, "b": 0.75 * 0.25 + 0.25 * 0.8}
-    )
-    assert (found.label, found.text) == ("a", "a")
-    assert found.nll == pytest.approx(-math.log(0.75 * 0.75 + 0.25 * 0.2))
-    greedy = replace(one, text="a")
-    assert mixed([(1.0, greedy)]).text == "b", "whatever a way writes, the likeliest label is the answer"
-
-
-def test_texts_are_mixed_by_the_likelihood_of_the_gold_answer() -> None:
-    likely, unlikely = (
-        Prediction("q", "u", "gold", text, nll=nll, nll_tokens=4) for text, nll in [("x", 2.0), ("y", 9.0)]
-    )
-    found = mixed([(0.6, unlikely), (0.4, likely)])
-    assert found.text == "y"
-    assert (found.nll, found.nll_tokens) == (pytest.approx(-math.log(0.6 * math.exp(-9) + 0.4 * math.exp(-2))), 4)
-    assert mixed([(0.6, unlikely), (0.4, replace(likely, nll=None))]).nll is None
-    warm = [(0.6, replace(unlikely, nll_at={"2.0": 5.0})), (0.4, replace(likely, nll_at={"2.0": 4.0}))]
-    assert mixed(warm).nll_at == {"2.0": pytest.approx(-math.log(0.6 * math.exp(-5) + 0.4 * math.exp(-4)))}
 
 
 def test_the_gate_serves_the_way_that_does_best_on_held_out_items(have: Resources, monkeypatch) -> None:
@@ -88,13 +58,19 @@ def test_the_average_mixes_all_ways_by_their_posterior(have: Resources, monkeypa
     nats = {user.user_id: {"base": 3.0, "population": 2.0, "merged-only": 2.5, "mta": 30.0} for user in users}
     monkeypatch.setattr("mta.baselines.combined.held_out_nats", lambda *a, **more: (nats, 0.0))
     config = CombineConfig(how="averaged", temperature=2.0)
-    found = answers(combined(users, have, config=config), have)
-    ways = {way: answers(find_method(way)(users, have), have) for way in WAYS}
-    weights = {way: math.exp(-nats[users[0].user_id][way] / 2) for way in WAYS}
-    del weights["mta"]  # hardly any
-    for key, row in found.items():
-        wanted = sum(w * math.exp(-(ways[way][key].nll or 0.0)) for way, w in weights.items()) / sum(weights.values())
-        assert row.nll == pytest.approx(-math.log(wanted), rel=1e-5)
+    people = combined(users, have, config=config).users
+    ways = {way: find_method(way)(users, have).users for way in WAYS}
+    weights = {way: math.exp(-nats[users[0].user_id][way] / 2) for way in ("population", "merged-only", "base")}
+    assert "mta" not in weights, "hardly any"
+    for name, person in people.items():
+        assert [share for share, _ in person.mixture] == pytest.approx(
+            [weight / sum(weights.values()) for weight in weights.values()], rel=1e-5
+        )
+        assert [_fingerprint(way) for _, way in person.mixture] == [_fingerprint(ways[way][name]) for way in weights]
+
+
+def _fingerprint(person: Personalized) -> str | None:
+    return person.adapter.fingerprint if person.adapter else None
 
 
 def test_ways_are_judged_by_their_own_adapters(have: Resources, monkeypatch) -> None:
@@ -121,14 +97,15 @@ def test_ways_are_judged_by_their_own_adapters(have: Resources, monkeypatch) -> 
     assert people.chosen_by_users == {way: best.count(way) for way in WAYS if way in best}
 
 
-def test_one_question_is_answered_by_the_way_with_the_most_weight(have: Resources, monkeypatch) -> None:
+def test_one_question_is_answered_as_all_of_them_together(have: Resources, monkeypatch) -> None:
     users = small_world()[1][:2]
     nats = {user.user_id: {"base": 9.0, "population": 2.0, "merged-only": 2.5, "mta": 9.0} for user in users}
     monkeypatch.setattr("mta.baselines.combined.held_out_nats", lambda *a, **more: (nats, 0.0))
-    person = METHODS["mta-averaged"](users, have).users[users[0].user_id]
-    alone = METHODS["population"](users, have).users[users[0].user_id]
-    text = users[0].queries[0].text
-    assert answer(person, text, base=have.base) == answer(alone, text, base=have.base)
+    people = METHODS["mta-averaged"](users, have)
+    together = predict(list(people.users.values()), base=have.base, engine=have.engine).rows
+    for row in together:
+        (query,) = (one for user in users for one in user.queries if one.query_id == row.query_id)
+        assert answer(people.users[row.user_id], query.text, base=have.base) == row.text
 
 
 def test_rows_of_a_table(tmp_path: Path) -> None:

@@ -97,6 +97,27 @@ def test_answers_are_the_methods_pooled_with_the_weights_of_the_pool(have: Resou
         assert row.nll == pytest.approx(-row.label_scores[row.gold])
 
 
+def test_the_sources_answer_alone_with_weights_of_their_own(have: Resources) -> None:
+    targets, judges, names = small_world(pool=7)[1], judges_of(have), SOURCES["+pooled"]
+    asked, judged = (answers(METHODS["base"](users, have), have) for users in (targets, judges))
+    folds = people_folds(judges, rule=rule_for(have.task.task_id), folds=FOLDS, seed=0)
+    of_judges = []
+    for row in judged:
+        (judge,) = (user for user in judges if user.user_id == row.user_id)
+        rest = [user for user in have.pool if folds.get(user.user_id) != folds[judge.user_id]]
+        of_judges.append(by_hand(row, judge, rest, have, names)[1:])
+    golds = np.array([have.task.labels.index(row.gold) for row in judged])
+    weights = fit_weights(np.array(of_judges), golds, start=np.array([0.5, 0.5, 1.0]))
+    people = METHODS["no-model"](targets, have)
+    assert list(people.chosen.values()) == pytest.approx(weights.tolist(), abs=1e-3)
+    users = {user.user_id: user for user in targets}
+    for row, like in zip(answers(people, have), asked, strict=True):
+        wanted = log_shares(weights @ by_hand(like, users[row.user_id], have.pool, have, names)[1:])
+        assert list(row.label_scores.values()) == pytest.approx(wanted.tolist(), abs=1e-3)
+        assert row.text == median_label(row.label_scores)
+        assert (row.query_id, row.gold) == (like.query_id, like.gold)
+
+
 def test_no_source_has_learned_from_the_judges_it_is_asked_about(
     have: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +152,8 @@ def test_a_pool_too_small_to_judge_on_gives_the_sources_their_usual_weights(
     people = find_method("base+pooled")(targets, replace(have, bank=None, pool=have.pool[:2]))
     assert list(people.chosen.values()) == [1.0, 0.5, 0.5, 0.5]
     assert "2 people of the pool can judge, and that is too few (" in caplog.text
+    alone = find_method("no-model")(targets, replace(have, bank=None, pool=have.pool[:2]))
+    assert list(alone.chosen.values()) == [0.5, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Anchors' answers averaged in place of their adapters: each anchor answers alone, and the answers are mixed."""
+"""Anchors' answers averaged in place of their adapters: each anchor's next token by itself, mixed token by token."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mta.records import User
 
 
 def averaged_anchors(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-    """Serve every user with the answers of the user's anchors, each alone, mixed by their merge weights.
+    """Serve every user with the mean of what the user's anchors, each alone, go on with, by their merge weights.
 
-    Where the weights do not sum to 1, what is missing goes to the answers of what lies beneath the anchors.
+    Where the weights do not sum to 1, what is missing goes to what lies beneath the anchors.
 
     Raises:
         ConfigError: the weights were searched for, and are no shares.

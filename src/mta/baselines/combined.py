@@ -3,7 +3,7 @@
 The ways are the base model, the adapter for everybody, the merged anchors, and merge-then-adapt. No way that is asked
 about an item has learned it (`cross_fit`, which keeps the adapters for that in `adapters/folds`); queries play no part.
 "gated" takes the way under which the items are likeliest, of equal ones the simplest: a gate that keeps personalization
-from doing harm. "averaged" mixes the answers with the ways' posterior weights.
+from doing harm. "averaged" averages the ways' next tokens by their posterior weights (`mixing`).
 """
 
 from __future__ import annotations

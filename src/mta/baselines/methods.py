@@ -27,6 +27,7 @@ from mta.baselines.proper import proper
 from mta.baselines.rag import rag
 from mta.baselines.roles import CALIBRATED, MEMORY, POOLED, PRIOR, stem_of
 from mta.baselines.simple import CONTROLS, control_fits, simple_method
+from mta.baselines.sources_alone import sources_alone
 from mta.baselines.swapped import swapped_user
 from mta.config import MatchConfig, MergeConfig
 from mta.errors import ConfigError, NotFound, unknown_name
@@ -114,6 +115,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "base": base_model,
         **{name: simple_method(control) for name, control in CONTROLS.items()},
         **{name: classical_method(name) for name in CLASSICAL_ROWS},
+        "no-model": sources_alone,
         **{f"rag-{k}": partial(rag, history_k=k) for k in (1, 3, 5)},
         **{f"rag-dense-{k}": partial(rag, history_k=k, dense=True) for k in (1, 3, 5)},
         "population": population,
@@ -143,11 +145,11 @@ CORRECTIONS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
 ONLY_FOR: Mapping[str, Callable[[Task], bool]] = MappingProxyType(
     {
         **{name: partial(control_fits, name) for name in CONTROLS},
-        **dict.fromkeys(CLASSICAL_ROWS, classical_fits),
+        **dict.fromkeys((*CLASSICAL_ROWS, "no-model"), classical_fits),
     }
 )
 """Methods that mean something for some tasks only."""
-WITHOUT_MODEL = (*CONTROLS, *CLASSICAL_ROWS)
+WITHOUT_MODEL = (*CONTROLS, *CLASSICAL_ROWS, "no-model")
 """Methods that do not ask the base model."""
 SEEDLESS = ("base", *WITHOUT_MODEL, *(name for name in METHODS if name.startswith("rag-")))
 """Methods that train no adapter and leave nothing to chance: one run of them stands for all seeds."""
@@ -163,7 +165,7 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("adapt-only", "merged-only", "merged-only-linear", "mta"),
         ),
         "tables": (
-            *("base", *CONTROLS, *CLASSICAL_ROWS),
+            *("base", *CONTROLS, *CLASSICAL_ROWS, "no-model"),
             *("rag-1", "rag-3", "rag-5", "oppu", "oppu-task", "per-pcs", "per-pcs-task", "proper"),
             *("population", "population-adapt", "population-matched-adapt"),
             *("merged-only-random", "merged-only-uniform", "random-anchors", "uniform-weights", "swapped-user"),

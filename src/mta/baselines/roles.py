@@ -16,6 +16,7 @@ WITHOUT_MERGING = (
     "lead",
     "classical-pool",
     "classical",
+    "no-model",
     POPULATION,
     "population-adapt",
     "population-matched-adapt",

@@ -33,6 +33,9 @@ from mta.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
+MIXED = "token by token"
+"""How mixtures are mixed; answers that were mixed otherwise are not read back."""
+
 
 def method_record(
     name: str, method: Method, targets: Sequence[User], resources: Resources, folder: Path
@@ -136,7 +139,7 @@ def _asked(person: Personalized) -> tuple[Any, ...]:
     """Return who answers which questions, of a mixture all its ways."""
     who = person.adapter.fingerprint if person.adapter else None
     ways = [(weight, *_asked(way)) for weight, way in person.mixture]
-    return who, to_dict(person.prompts), _questions(person), *([ways] if ways else [])
+    return who, to_dict(person.prompts), _questions(person), *([MIXED, ways] if ways else [])
 
 
 def _questions(person: Personalized) -> list[Any]:

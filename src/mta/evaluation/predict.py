@@ -10,13 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from mta.base_model import BaseModel
 from mta.candidates import TEMPERATURES
 from mta.config import EngineConfig
-from mta.generation import Answered, Request, answer_and_score
-from mta.label_scores import by_scores, log_shares
+from mta.generation import Answered, Asked, Mixture, Request, answer_and_score
 from mta.lora.stacked import Finished
 from mta.packing import TokenRow
 from mta.personalize import Personalized
@@ -50,8 +47,6 @@ def predict(
         engine: packing.
         step: called with (queries answered, queries in all).
     """
-    if any(person.mixture for person in people):
-        return _predict_mixtures(people, base=base, engine=engine, step=step)
     rows: list[Prediction] = []
     cut = 0
     total = sum(len(person.user.queries) for person in people)
@@ -62,49 +57,8 @@ def predict(
             rows += _predict(people[0], asked, base, engine, partial(_pass_on, step, len(rows), total))
         for person in chunk:
             rows += person.answers(examples_of(person)) if person.answers else ()
-        cut += sum(request.row.cut_words > 0 for _, request in asked)
+        cut += sum(any(row.cut_words > 0 for row in _rows(request)) for _, request in asked)
     return Predictions(tuple(rows), cut)
-
-
-def _predict_mixtures(
-    people: Sequence[Personalized], *, base: BaseModel, engine: EngineConfig, step: Step | None
-) -> Predictions:
-    """Ask every way to serve each person, and mix what they answer."""
-    ways = {person.user.user_id: person.mixture or ((1.0, person),) for person in people}
-    single = {person.user.user_id for person in people if not person.mixture}
-    rows: dict[tuple[str, str], list[tuple[float, Prediction]]] = {}
-    cut = 0
-    for place in range(max(map(len, ways.values()))):
-        asked = {name: each[place] for name, each in ways.items() if place < len(each)}
-        made = predict([way for _, way in asked.values()], base=base, engine=engine, step=step)
-        cut = max(cut, made.cut_prompts)
-        for row in made.rows:
-            rows.setdefault((row.user_id, row.query_id), []).append((asked[row.user_id][0], row))
-    answers = (each[0][1] if name in single else mixed(each) for (name, _), each in rows.items())
-    return Predictions(tuple(answers), cut)
-
-
-def mixed(ways: Sequence[tuple[float, Prediction]]) -> Prediction:
-    """Mix several answers to one question: probabilities add up by their weights.
-
-    p(label) = sum_w w p_w(label); of a text likewise the likelihood of the whole gold answer. The text is that of the
-    way with the most weight, or the likeliest label.
-
-    Args:
-        ways: (weight, prediction), the largest weight first; weights sum to 1.
-    """
-    first = ways[0][1]
-    logs = np.log([weight for weight, _ in ways])
-    if not first.label_scores:
-        known = [row.nll for _, row in ways if row.nll is not None]
-        nll = -float(np.logaddexp.reduce(logs - np.array(known))) if len(known) == len(ways) else None
-        at = [key for key in first.nll_at if all(key in row.nll_at for _, row in ways)]
-        nll_at = {key: -float(np.logaddexp.reduce(logs - np.array([row.nll_at[key] for _, row in ways]))) for key in at}
-        return replace(first, nll=nll, nll_at=nll_at)
-    labels = list(first.label_scores)
-    scores = np.array([[row.label_scores[label] for label in labels] for _, row in ways])
-    total = np.logaddexp.reduce(logs[:, None] + log_shares(scores), axis=0)
-    return by_scores(first, dict(zip(labels, total.tolist(), strict=True)))
 
 
 def finished(people: Mapping[str, Personalized], rows: Sequence[Prediction]) -> list[Prediction]:
@@ -122,17 +76,30 @@ def examples_of(person: Personalized) -> tuple[Example, ...]:
     return query_examples(person.task, person.user, history_k=person.prompts.history_k, retriever=person.retriever)
 
 
-def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Request]]:
-    """Turn queries into requests; people who share an adapter share one copy of it."""
+def _ask(people: Sequence[Personalized], tokens: PromptTokenizer) -> list[tuple[Example, Asked]]:
+    """Turn queries into requests, or mixtures of them; people who share an adapter share one copy of it."""
     made: dict[str, Finished] = {}
-    asked = []
+    asked: list[tuple[Example, Asked]] = []
     for person in people:
-        examples = examples_of(person)
-        if person.adapter and examples and person.adapter.fingerprint not in made:
-            made[person.adapter.fingerprint] = person.adapter.parts()
-        adapter = made.get(person.adapter.fingerprint) if person.adapter else None
-        asked += [(example, Request(_row(person, example, tokens), adapter)) for example in examples]
+        if not person.mixture:
+            asked += _requests(person, tokens, made)
+            continue
+        shares = tuple(share for share, _ in person.mixture)
+        ways = [_requests(way, tokens, made) for _, way in person.mixture]
+        asked += [
+            (each[0][0], Mixture(tuple(request for _, request in each), shares)) for each in zip(*ways, strict=True)
+        ]
     return asked
+
+
+def _requests(
+    person: Personalized, tokens: PromptTokenizer, made: dict[str, Finished]
+) -> list[tuple[Example, Request]]:
+    examples = examples_of(person)
+    if person.adapter and examples and person.adapter.fingerprint not in made:
+        made[person.adapter.fingerprint] = person.adapter.parts()
+    adapter = made.get(person.adapter.fingerprint) if person.adapter else None
+    return [(example, Request(_row(person, example, tokens), adapter)) for example in examples]
 
 
 def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> TokenRow:
@@ -142,9 +109,13 @@ def _row(person: Personalized, example: Example, tokens: PromptTokenizer) -> Tok
     return replace(row, answer=tokens.answer_ids(example.answer, person.prompts))
 
 
+def _rows(asked: Asked) -> list[TokenRow]:
+    return [request.row for request in (asked.requests if isinstance(asked, Mixture) else (asked,))]
+
+
 def _predict(
     like: Personalized,
-    asked: Sequence[tuple[Example, Request]],
+    asked: Sequence[tuple[Example, Asked]],
     base: BaseModel,
     engine: EngineConfig,
     on_progress: Callable[[int], None],
@@ -155,7 +126,7 @@ def _predict(
     answered = answer_and_score(
         base,
         requests,
-        [labels or [request.row.answer] for request in requests],
+        [labels or [_rows(request)[0].answer] for request in requests],
         max_new_tokens=task.max_new_tokens,
         engine=engine,
         repetition_penalty=task.repetition_penalty,
@@ -166,7 +137,7 @@ def _predict(
     return [make(task, *row) for row in zip(examples, requests, answered, strict=True)]
 
 
-def _with_likelihood(task: Task, example: Example, request: Request, answered: Answered) -> Prediction:
+def _with_likelihood(task: Task, example: Example, request: Asked, answered: Answered) -> Prediction:
     at = zip(map(str, TEMPERATURES), (-answered.tempered[:, 0]).tolist(), strict=True)
     return Prediction(
         query_id=example.example_id,
@@ -174,12 +145,12 @@ def _with_likelihood(task: Task, example: Example, request: Request, answered: A
         gold=example.answer,
         text=task.clean(answered.text),
         nll=-float(answered.scores[0]) if example.answer else None,
-        nll_tokens=max(1, len(request.row.answer)),
+        nll_tokens=max(1, len(_rows(request)[0].answer)),
         nll_at=dict(at) if example.answer else {},
     )
 
 
-def _with_labels(task: Task, example: Example, request: Request, answered: Answered) -> Prediction:
+def _with_labels(task: Task, example: Example, request: Asked, answered: Answered) -> Prediction:
     gold = task.labels.index(example.answer) if example.answer in task.labels else None
     shares = answered.scores.log_softmax(dim=0)
     return Prediction(
