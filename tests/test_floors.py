@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "runtime", "memory_at_hand", "base_model", "tiny_model", "prompt_tokens", "row_attention", "padded_attention",
         "lean_layers", "hub", "encoder_files", "encoders", "vector_cache", "tensor_files", "flat_records",
         "lora.attach", "lora.peft_format", "adapter_files", "forward", "kv_cache", "memory", "training",
-        "training_plan", "training_checkpoint", "training_store", "candidates", "generation",
+        "training_plan", "training_checkpoint", "training_store", "candidates", "mixing", "generation",
     ),
     # 4 the method
     (
