@@ -98,6 +98,12 @@ TRIALS: Mapping[str, Trial] = {
     "population of 1 epoch": over_population("merged-only", "mta", population={"epochs": 1, **EVERYTHING}),
     "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4, **EVERYTHING}),
     "population at 1e-3": over_population("merged-only", "mta", population={**POPULATION, "lr": 1e-3}),
+    "population of 3 epochs at 1e-3": over_population(
+        "merged-only", "mta", population={"epochs": 3, "lr": 1e-3, **EVERYTHING}
+    ),
+    "population of rank 32": over_population(
+        "merged-only", "mta", population={**POPULATION, "rank": 32, "alpha": 64.0}
+    ),
     "population, anchors of rank 2": over_population("merged-only", "mta", bank={**CALM, "rank": 2, "alpha": 4.0}),
     "population, anchors with dropout": over_population("merged-only", "mta", bank={**CALM, "dropout": 0.2}),
     "population, varied anchors": over_population("merged-only", "mta", anchors={**MORE, "min_label_entropy": 1.0}),
@@ -119,11 +125,13 @@ TRIALS: Mapping[str, Trial] = {
     "adapt with dropout": over_population("mta", adapt={"dropout": 0.2}),
     "adapt with weight decay": over_population("mta", adapt={"weight_decay": 0.1}),
     "adapt by 4": over_population("mta", adapt={"batch_size": 4}),
+    "adapt 6 epochs at 3e-4": over_population("mta", adapt={"epochs": 6, "lr": 3e-4}),
     "adapt a core": over_population("mta", adapt={"form": "core", "lr": 1e-2}),
     "adapt coefficients": over_population("mta", adapt={"form": "coefficients", "lr": 5e-2}),
     "adapt core and adapter": over_population("mta", adapt={"form": "core+lora"}),
     # all together
     "gate and average": over_population("mta-gated", "mta-averaged"),
+    "blend": over_population("mta-blended"),
     "three items shown": over_population("rag+mta"),
 }
 

@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 
 from mta.baselines.averaged_anchors import averaged_anchors
+from mta.baselines.blended import blended, population_blended, swapped_blended
 from mta.baselines.classical import CLASSICAL_ROWS, classical_fits
 from mta.baselines.classical_method import classical_method
 from mta.baselines.combined import CombineConfig, combined
@@ -121,6 +122,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "population": population,
         "population-adapt": population_adapt,
         "population-matched-adapt": population_matched_adapt,
+        "population-blended": population_blended,
         "oppu": _oppu("oppu", OppuConfig()),
         "oppu-k0": _oppu("oppu-k0", OppuConfig(history_k=0)),
         "oppu-qv": _oppu("oppu-qv", PUBLISHED_OPPU),
@@ -131,9 +133,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "proper": proper,
         **{name: _of_parts(name, parts) for name, parts in PARTS.items()},
         "mta-gated": partial(combined, config=CombineConfig(how="gated")),
+        "mta-blended": blended,
         "mta-averaged": partial(combined, config=CombineConfig(how="averaged")),
         "averaged-anchors": averaged_anchors,
         "swapped-user": swapped_user,
+        "swapped-blended": swapped_blended,
         "rag+mta": rag_mta,
     }
 )

@@ -9,6 +9,9 @@ POPULATION = "population"
 """The control that a personalized method must beat: one adapter for everybody."""
 SWAPPED = "swapped-user"
 """The control that takes another person's adapter."""
+SWAPPED_BLENDED = "swapped-blended"
+"""The same of the blend of merge-then-adapt with the merged anchors alone."""
+SWAPS = (SWAPPED, SWAPPED_BLENDED)
 WITHOUT_MERGING = (
     "base",
     "majority",
@@ -20,6 +23,7 @@ WITHOUT_MERGING = (
     POPULATION,
     "population-adapt",
     "population-matched-adapt",
+    "population-blended",
 )
 """Controls that reach what they reach without merging anchors."""
 ONE_THING_ELSE = (
@@ -28,6 +32,7 @@ ONE_THING_ELSE = (
     "merged-only-random",
     "merged-only-uniform",
     SWAPPED,
+    SWAPPED_BLENDED,
 )
 """Controls that are merge-then-adapt but for one thing, which shows what that thing is worth."""
 CONTROLS = (*WITHOUT_MERGING, *ONE_THING_ELSE)
@@ -40,6 +45,7 @@ FORMS = (
     "mta-evidence",
     "mta-gated",
     "mta-averaged",
+    "mta-blended",
     "rag+mta",
     "adapt-only",
     "merged-only",

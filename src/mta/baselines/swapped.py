@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from mta.data.people import find_people, rule_for
 from mta.errors import DataError
-from mta.personalize import PersonalizedUsers, Resources, personalize_users
+from mta.personalize import Personalized, PersonalizedUsers, Resources, personalize_users
 from mta.records import User
+from mta.tasks.task import Task
 
 
 def swapped_user(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
@@ -23,16 +24,30 @@ def swapped_user(users: Sequence[User], resources: Resources) -> PersonalizedUse
     Raises:
         DataError: all users are one person.
     """
-    made = personalize_users(users, resources, name="mta")
-    groups = sorted(sorted(group) for group in find_people(users, rule=rule_for(resources.task.task_id)))
+    return swapped(personalize_users(users, resources, name="mta"), users, resources.task)
+
+
+def swapped(made: PersonalizedUsers, users: Sequence[User], task: Task) -> PersonalizedUsers:
+    """Return users as a method serves them, each with the adapters of the next person.
+
+    Args:
+        made: of these users, by a method under which all have equally many ways to be served.
+        users: they.
+        task: says what proves that two of them are one person.
+
+    Raises:
+        DataError: all users are one person.
+    """
+    groups = sorted(sorted(group) for group in find_people(users, rule=rule_for(task.task_id)))
     if len(groups) < 2:
         raise DataError(f"cannot swap adapters: the {len(users)} users are one person; give at least two people")
     following = [*groups[1:], groups[0]]
     donor_of = {user_id: other[0] for group, other in zip(groups, following, strict=True) for user_id in group}
-    return replace(
-        made,
-        users={
-            name: replace(person, adapter=made.users[donor_of[name]].adapter, match=made.users[donor_of[name]].match)
-            for name, person in made.users.items()
-        },
-    )
+    people = {name: _with_adapters_of(made.users[donor_of[name]], person) for name, person in made.users.items()}
+    return replace(made, users=people)
+
+
+def _with_adapters_of(donor: Personalized, person: Personalized) -> Personalized:
+    ways = zip(donor.mixture, person.mixture, strict=True)
+    mixture = tuple((share, _with_adapters_of(theirs, own)) for (_, theirs), (share, own) in ways)
+    return replace(person, adapter=donor.adapter, match=donor.match, mixture=mixture)

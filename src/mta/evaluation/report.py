@@ -42,7 +42,10 @@ SHARED = "The same in all"
 MISSING_CONTROLS: Mapping[tuple[str, ...], str] = {
     ("classical",): "sentence vectors and a regression with the user's own label shares: what needs no language model",
     ("population",): "one adapter for everybody: without it, a gain over the base may be the task, not the person",
-    ("swapped-user",): "somebody else's adapter: without it, nothing shows that the adapter fits this person",
+    (
+        "swapped-user",
+        "swapped-blended",
+    ): "somebody else's adapter: without it, nothing shows that the adapter fits this person",
     ("random-anchors", "merged-only-random"): "anchors drawn by chance: without it, nothing shows that likeness counts",
 }
 """Rows of which one must be there -> what they are, and what their absence leaves open."""

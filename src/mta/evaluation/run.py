@@ -27,7 +27,7 @@ from mta.bank import Bank
 from mta.bank_building import Encoders, build_bank
 from mta.base_model import BaseModel, load_base_model
 from mta.baselines.methods import PARTS, depends_on_seed, find_method, methods_for
-from mta.baselines.roles import SWAPPED, stem_of
+from mta.baselines.roles import SWAPS, stem_of
 from mta.config import changed_settings, to_dict
 from mta.data.people import person_names, rule_for
 from mta.data.splits import check_disjoint
@@ -135,7 +135,7 @@ def _say_what_is_left_out(folder: Path, methods: Sequence[str]) -> None:
 def _possible(methods: Sequence[str], task: Task, targets: Sequence[User]) -> list[str]:
     """Leave out the rows that need another person than the one there is, and say so."""
     alone = len(set(person_names(targets, rule=rule_for(task.task_id)).values())) == 1
-    left_out = [name for name in methods if alone and stem_of(name) == SWAPPED]
+    left_out = [name for name in methods if alone and stem_of(name) in SWAPS]
     if left_out:
         log.warning("left out %s: the targets are one person, and it takes another one's adapter", left_out[0])
     if not (kept := [name for name in methods if name not in left_out]):
@@ -272,7 +272,8 @@ def _check_settings(config: RunConfig, methods: Sequence[str]) -> None:
 def _stacks(name: str) -> bool:
     """Tell whether a method puts users' own parts on merged anchors."""
     parts = PARTS.get(name)
-    return parts.merged and parts.adapted if parts else name in (SWAPPED, "rag+mta", "mta-gated", "mta-averaged")
+    others = (*SWAPS, "rag+mta", "mta-gated", "mta-averaged", "mta-blended")
+    return parts.merged and parts.adapted if parts else name in others
 
 
 def _refuse_or_load(folder: Path, config: RunConfig, base: BaseModel | None) -> BaseModel:
