@@ -36,6 +36,7 @@ from mta.baselines.pooled_method import SOURCES, fitting_sources, known_scores, 
 from mta.config import PromptConfig, to_dict
 from mta.data.people import find_people, rule_for
 from mta.data.read import read_users
+from mta.data.splits import drop_leaks
 from mta.evaluation.answers import method_record
 from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
@@ -79,6 +80,8 @@ EVERYTHING = {"max_items": 0}
 POPULATION = EVERYTHING
 POPULATION_EPOCHS = {"lamp-1": 2, "lamp-2": 2, "lamp-3": 2, "lamp-4": 1, "lamp-5": 1}
 """Half an hour of one core, about."""
+FIRM = {"lr": 1e-3, **EVERYTHING}
+LONG = {"lr": 1e-3, "epochs": 3, **EVERYTHING}
 CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
 MORE = {"bank_size": 24}
 
@@ -86,6 +89,11 @@ MORE = {"bank_size": 24}
 def over_population(*methods: str, **changes: Any) -> Trial:
     """Return a trial whose anchors are residuals on an adapter for everybody."""
     return Trial(methods, **{"population": POPULATION, "bank": CALM, "anchors": MORE, **changes})
+
+
+def over_firm_population(*methods: str, **changes: Any) -> Trial:
+    """Return the same over an adapter that has been trained at twice the learning rate."""
+    return over_population(*methods, **{"population": FIRM, **changes})
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -97,9 +105,15 @@ TRIALS: Mapping[str, Trial] = {
     "population of 20 items": over_population("merged-only", "mta", population={"epochs": 2}),
     "population of 1 epoch": over_population("merged-only", "mta", population={"epochs": 1, **EVERYTHING}),
     "population of 4 epochs": over_population("merged-only", "mta", population={"epochs": 4, **EVERYTHING}),
-    "population at 1e-3": over_population("merged-only", "mta", population={**POPULATION, "lr": 1e-3}),
-    "population of 3 epochs at 1e-3": over_population(
-        "merged-only", "mta", population={"epochs": 3, "lr": 1e-3, **EVERYTHING}
+    "population at 1e-3": over_firm_population("merged-only", "mta", "mta-blended"),
+    "population of 3 epochs at 1e-3": over_firm_population("merged-only", "mta", population=LONG),
+    "population of 3 epochs at 2e-3": over_firm_population("merged-only", "mta", population={**LONG, "lr": 2e-3}),
+    "long population, blend": over_firm_population("mta-blended", population=LONG),
+    "long population, no anchors": over_firm_population("merged-only", "mta", population=LONG, merge={"scale": 0.0}),
+    "long population, adapt at 5e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 5e-4}),
+    "long population, adapt at 2e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 2e-4}),
+    "long population, evidence of 6": over_firm_population(
+        "merged-only-evidence", "averaged-anchors", population=LONG, top_k=6
     ),
     "population of rank 32": over_population(
         "merged-only", "mta", population={**POPULATION, "rank": 32, "alpha": 64.0}
@@ -116,13 +130,15 @@ TRIALS: Mapping[str, Trial] = {
     "half the merge": over_population("merged-only", "mta", merge={"scale": 0.5}),
     "uniform of 6": over_population("merged-only-uniform", "uniform-weights", top_k=6),
     # adaptation
-    "adapt at 5e-4": over_population("mta", adapt={"lr": 5e-4}),
+    "adapt at 2e-4": over_population("mta", "mta-blended", adapt={"lr": 2e-4}),
+    "adapt at 5e-4": over_population("mta", "mta-blended", adapt={"lr": 5e-4}),
     "adapt at 2e-3": over_population("mta", adapt={"lr": 2e-3}),
     "adapt 6 epochs": over_population("mta", adapt={"epochs": 6}),
     "adapt 1 epoch": over_population("mta", adapt={"epochs": 1}),
     "adapt rank 2": over_population("mta", adapt={"rank": 2, "alpha": 4.0}),
     "adapt rank 8": over_population("mta", adapt={"rank": 8, "alpha": 16.0}),
     "adapt with dropout": over_population("mta", adapt={"dropout": 0.2}),
+    "adapt 6 epochs at 2e-4 with dropout": over_population("mta", adapt={"epochs": 6, "lr": 2e-4, "dropout": 0.2}),
     "adapt with weight decay": over_population("mta", adapt={"weight_decay": 0.1}),
     "adapt by 4": over_population("mta", adapt={"batch_size": 4}),
     "adapt 6 epochs at 3e-4": over_population("mta", adapt={"epochs": 6, "lr": 3e-4}),
@@ -137,14 +153,16 @@ TRIALS: Mapping[str, Trial] = {
 
 
 def make_players(users: Sequence[User], task: Task, *, count: int) -> tuple[list[User], list[User]]:
-    """Return the pool that is left, and people of it who play targets."""
+    """Return the pool that is left, without who holds an answer of theirs, and people of it who play targets."""
     kept = HISTORY[task.task_id]
     people = find_people(users, rule=rule_for(task.task_id))
     able = [user for user in users if len(user.history) >= kept and any(query.gold for query in user.queries)]
     chosen = random.Random(0).sample(sorted(able, key=lambda user: user.user_id), min(count, len(able)))
     names = {user.user_id for user in chosen}
     taken = {name for person in people if names & set(person) for name in person}
-    return [user for user in users if user.user_id not in taken], [_player(user, task, kept) for user in chosen]
+    players = [_player(user, task, kept) for user in chosen]
+    left = [user for user in users if user.user_id not in taken]
+    return drop_leaks(left, players, rule=rule_for(task.task_id))[0], players
 
 
 def _player(user: User, task: Task, kept: int) -> User:

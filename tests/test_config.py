@@ -28,7 +28,7 @@ from mta.config import (
 )
 from mta.errors import ConfigError
 from mta.evaluation.run_config import RunConfig
-from mta.presets import PRESETS, find_preset
+from mta.presets import PRESETS, default_preset, find_preset
 
 CONFIGS = [PromptConfig, AnchorConfig, TrainConfig, MatchConfig, MergeConfig, BankConfig, EngineConfig, RunConfig]
 
@@ -75,14 +75,31 @@ def test_presets_survive_json(preset: str, task_id: str) -> None:
 
 
 @pytest.mark.parametrize("task_id", ["lamp-2", "lamp-4", "own"])
-def test_what_is_recommended_is_what_pool_users_chose(task_id: str) -> None:
+def test_the_small_preset_is_what_pool_users_chose(task_id: str) -> None:
     """As docs/results/small_preset.md says."""
-    found = find_preset("recommended", task_id)
-    assert found == find_preset("small", task_id)
+    found = find_preset("small", task_id)
     assert (found.bank.train.lr, found.bank.train.epochs, found.bank.train.batch_size) == (1e-3, 3, 4)
     assert (found.adapt.lr, found.adapt.epochs, found.adapt.batch_size, found.adapt.rank) == (1e-3, 3, 2, 4)
     assert (found.bank.population_train.lr, found.bank.population_train.batch_size) == (5e-4, 8)
-    assert (found.merge, found.answers) == (MergeConfig(), "official")
+    assert (found.merge, found.answers, found.method) == (MergeConfig(), "official", "mta")
+
+
+@pytest.mark.parametrize("task_id", ["lamp-2", "lamp-4", "own"])
+def test_what_is_recommended_is_what_pool_users_chose(task_id: str) -> None:
+    """As docs/personalization.md says."""
+    found, small = find_preset("recommended", task_id), find_preset("small", task_id)
+    assert found.bank.population_beneath
+    assert (found.bank.train.lr, found.bank.train.held_out_share, found.bank.train.max_items) == (5e-4, 0.2, 20)
+    assert (found.adapt, found.merge, found.method) == (small.adapt, small.merge, "mta-blended+pooled")
+
+
+@pytest.mark.parametrize("task_id", ["lamp-2", "lamp-4", "own"])
+def test_large_models_get_the_papers_learning_rates(task_id: str) -> None:
+    found, paper = find_preset(default_preset(8_000_000_000), task_id), find_preset("paper", task_id)
+    rates = (found.bank.train.lr, found.bank.population_train.lr, found.adapt.lr)
+    assert rates == (paper.bank.train.lr, paper.bank.train.lr, paper.adapt.lr)
+    assert found.bank.population_beneath
+    assert found.method == find_preset(default_preset(135_000_000), task_id).method
 
 
 def test_the_released_preset_does_what_the_scripts_do_and_the_paper_preset_what_the_paper_says() -> None:

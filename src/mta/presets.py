@@ -5,7 +5,10 @@ learning rate for all tasks, factors mixed one by one, the two anchors' weights 
 as its document, 368 words of every field, answers given and read as their evaluation does). Both are meant for
 Llama-3-8B. `small` is for base models below a billion parameters, where the paper's learning rates hardly move an
 adapter; its values were chosen on pool users only, by `benchmarks/choose_small_preset.py`
-(docs/results/small_preset.md). `recommended` is the best that pool users have shown so far; for now that is `small`.
+(docs/results/small_preset.md): it is the paper's method at learning rates that reach such a model. `recommended` goes
+beyond the paper with what pool users have shown to help (docs/personalization.md): an adapter for everybody beneath the
+anchors, calmer anchors, and a way to answer of its own. `recommended-large` is the same at the paper's learning rates,
+for base models of a billion parameters and more; nobody has measured it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from mta.config import AnchorConfig, BankConfig, MatchConfig, MergeConfig, Promp
 from mta.errors import unknown_name
 
 SMALL_MODEL_PARAMETERS = 1_000_000_000
-"""Base models below this size use the preset `small` unless told otherwise."""
+"""Base models below this size use the preset `recommended` unless told otherwise, others `recommended-large`."""
+_LONG_ANSWERS = ("lamp-4", "lamp-5", "own", "own-by-id")
+"""Tasks whose pools have so many answer tokens that once over everybody's examples is enough."""
 
 RECORD_WORDS = 368
 """Words of each field that the authors' records keep once anchors have been chosen from them."""
@@ -36,6 +41,8 @@ class Preset:
     merge: MergeConfig
     answers: str = "official"
     """How answers are given and read: "official", or "released" as the authors' scripts do (`tasks.released`)."""
+    method: str = "mta"
+    """The row of a table that these settings are for (`baselines.methods`)."""
 
 
 def paper(task_id: str) -> Preset:
@@ -73,11 +80,39 @@ def small(task_id: str) -> Preset:
 
 def recommended(task_id: str) -> Preset:
     """Return our own settings: the best that pool users have shown, on base models below a billion parameters."""
-    return small(task_id)
+    usual = small(task_id)
+    everybody = TrainConfig(lr=5e-4, epochs=1 if task_id in _LONG_ANSWERS else 2, batch_size=8)
+    bank = replace(
+        usual.bank,
+        anchors=replace(usual.bank.anchors, bank_size=24),
+        train=replace(usual.bank.train, lr=5e-4, held_out_share=0.2, max_items=20),
+        population_beneath=True,
+        population_train=everybody,
+    )
+    return replace(usual, bank=bank, method="mta-blended+pooled")
+
+
+def recommended_large(task_id: str) -> Preset:
+    """Return our own settings at the paper's learning rates, for base models of a billion parameters and more."""
+    ours, theirs = recommended(task_id), paper(task_id)
+    bank = replace(
+        ours.bank,
+        anchors=replace(theirs.bank.anchors, bank_size=ours.bank.anchors.bank_size),
+        match=theirs.bank.match,
+        train=replace(ours.bank.train, lr=theirs.bank.train.lr),
+        population_train=replace(ours.bank.population_train, lr=theirs.bank.train.lr),
+    )
+    return replace(ours, bank=bank, adapt=replace(theirs.adapt, drop_last=False))
 
 
 PRESETS: Mapping[str, Callable[[str], Preset]] = MappingProxyType(
-    {"paper": paper, "released": released, "small": small, "recommended": recommended}
+    {
+        "paper": paper,
+        "released": released,
+        "small": small,
+        "recommended": recommended,
+        "recommended-large": recommended_large,
+    }
 )
 
 
@@ -94,4 +129,4 @@ def find_preset(name: str, task_id: str) -> Preset:
 
 def default_preset(base_parameters: int) -> str:
     """Return the name of the preset for a base model of this many parameters."""
-    return "small" if base_parameters < SMALL_MODEL_PARAMETERS else "paper"
+    return "recommended" if base_parameters < SMALL_MODEL_PARAMETERS else "recommended-large"

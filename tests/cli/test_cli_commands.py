@@ -167,6 +167,21 @@ def test_options_override_the_preset_and_the_rest_stays(finished_run: Path) -> N
     assert settings["adapt"]["rank"] == 4
 
 
+def test_a_run_that_names_no_preset_is_the_recommended_one(films: Any, tmp_path: Path) -> None:
+    small = ("--bank-size", 2, "--min-history", 0, "--bank-epochs", 1, "--adapt-epochs", 1)
+    words = ("run", "lamp-2", *films.both, "--base", "tiny-random", *small, "--out", tmp_path / "run")
+    scores = good(*words, "--json").json
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    wanted = find_preset("recommended", "lamp-2")
+    assert wanted.method in scores["methods"], "the usual rows and its own"
+    assert "mta" in scores["methods"]
+    assert scores["judged"]["method"] == config["judged"] == wanted.method
+    assert config["bank"]["population_beneath"]
+    assert config["bank"]["train"]["held_out_share"] == wanted.bank.train.held_out_share
+    again = good(*words, "--method", "mta", "--method", "base", "--json").json
+    assert again["judged"]["method"] == "mta", "of the rows that are asked for"
+
+
 def test_run_prints_table_comparisons_and_how_far_the_merges_are_apart(run_copy: Path, films: Any) -> None:
     words = ("run", "lamp-2", *films.both, *QUICK, "--out", run_copy, "--method")
     said = good(*words, "mta", "--method", "majority", "--method", "base").out

@@ -34,8 +34,10 @@ Threads = Annotated[
     int, typer.Option("--threads", min=0, help="CPU threads; 0 chooses: 1 for tiny-random, else what torch takes.")
 ]
 Preset = Annotated[
-    Literal["paper", "released", "small", "recommended"] | None,
-    typer.Option("--preset", help="Named settings; by default small below a billion parameters, else paper."),
+    Literal["paper", "released", "small", "recommended", "recommended-large"] | None,
+    typer.Option(
+        "--preset", help="Named settings; by default recommended below a billion parameters, else recommended-large."
+    ),
 ]
 SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Leave out records that do not fit the task, and say how many.")

@@ -44,7 +44,9 @@ def run(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="A row of the table; repeat it. 'usual', the default, and 'tables' stand for sets."
+            "--method",
+            help="A row of the table; repeat it. 'usual' and 'tables' stand for sets; by default it is 'usual' and the "
+            "preset's own.",
         ),
     ] = None,
     prior: Annotated[
@@ -120,6 +122,8 @@ def run(
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
+        if not method:
+            names = tuple(methods_for(found, (*names, plan.method)))
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
         config = replace(config, answers=answers or config.answers)
         if seeds > 1:

@@ -89,6 +89,8 @@ class Plan:
     adapt: TrainConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
     answers: str = "official"
+    method: str = "mta"
+    """The row of a table that the settings are for."""
 
     def run_config(self, task_id: str, *, base: str, device: str, dtype: str, methods: tuple[str, ...]) -> RunConfig:
         """Return the settings of a whole run on one base model."""
@@ -104,6 +106,7 @@ class Plan:
             merge=self.merge,
             adapt=self.adapt,
             methods=methods,
+            judged=self.method,
             answers=self.answers,
             engine=self.engine,
         )
@@ -171,7 +174,14 @@ def plan_for(base: BaseModel, *, task_id: str, preset: str | None, given: Given,
 
     chosen: Preset = find_preset(preset or default_preset(parameter_count(base)), task_id)
     bank = tiny_encoders(chosen.bank) if base.name == TINY else chosen.bank
-    usual = Plan(bank=bank, match=bank.match, merge=chosen.merge, adapt=chosen.adapt, answers=chosen.answers)
+    usual = Plan(
+        bank=bank,
+        match=bank.match,
+        merge=chosen.merge,
+        adapt=chosen.adapt,
+        answers=chosen.answers,
+        method=chosen.method,
+    )
     plan = given.apply(usual)
     plan = replace(plan, match=replace(plan.bank.match, top_k=plan.match.top_k))
     if merges and plan.match.top_k > plan.bank.anchors.bank_size:

@@ -25,7 +25,7 @@ SIGNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"run": (CONFIG,), "growth": (GROWTH, "mta-all-linear"), "sweep": ("points", SCORES)}
 )
 """Kind of results -> what shows that a folder holds them, the surest first."""
-FREE = ("methods", "seeds", "once", "engine", "device")
+FREE = ("methods", "judged", "seeds", "once", "engine", "device")
 """Settings that do not change a row of a table: rows and seeds may be added, and speed may change."""
 
 

@@ -394,6 +394,7 @@ def _score(
     records: Sequence[MethodRecord], task: Task, config: RunConfig, targets: Sequence[User], first: _Part
 ) -> dict[str, Any]:
     people = person_names(targets, rule=rule_for(task.task_id))
+    names = [record.name for record in records]
     scores = build_scores(
         task.task_id,
         records,
@@ -402,7 +403,7 @@ def _score(
         metrics=task.metrics,
         labels=task.labels,
         people=people,
-        judged=JUDGED if JUDGED in {record.name for record in records} else None,
+        judged=next((name for name in (config.judged, JUDGED) if name in names), None),
     )
     slices = slice_scores(
         records, _partitions(task, targets, first), metrics=task.metrics, labels=task.labels, people=people

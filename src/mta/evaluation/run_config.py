@@ -12,7 +12,7 @@ from mta.tasks.task import Task
 
 DEFAULT_METHODS = ("usual",)
 JUDGED = "mta"
-"""The method that is compared with every other one in the table."""
+"""The method that is compared with every other one in the table unless another is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class RunConfig:
     """Stage 3."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Rows of the table; names in `baselines.methods.SETS` stand for several."""
+    judged: str = JUDGED
+    """The row that is compared with every other one; where it is none of them, `JUDGED` is."""
     seeds: tuple[int, ...] = ()
     """Seeds of repeated runs, each with a bank of its own; () is one run with the seeds of the settings."""
     answers: str = "official"
