@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 PROMPTS = PromptConfig(history_words=40, input_words=90, max_tokens=768)
 """Shorter texts than the presets', to save a CPU's time; the same for all rows."""
+CORE_LR = 1e-2
+"""Of a matrix between the factors of what lies beneath, which starts at zero and is small."""
 PAUSE_S = 300
 """Seconds between two writings of what there is so far."""
 JUDGED = "mta-blended+pooled"
@@ -76,8 +78,11 @@ def rungs(task_id: str) -> dict[str, Rung]:
     beneath = replace(
         small.bank, population_beneath=last.bank.population_beneath, population_train=last.bank.population_train
     )
+    thinner = replace(last.bank, train=replace(last.bank.train, rank=4, alpha=8.0))
+    core = replace(last, bank=thinner, adapt=replace(last.adapt, form="core", lr=CORE_LR))
     return {
         "recommended": Rung(last, {name: name for name in FINAL_ROWS}),
+        "core": Rung(core, {"mta-core": "mta", "mta-core-blended+pooled": JUDGED}),
         "paper": Rung(replace(paper, bank=readable), {"paper-mta": "mta", "mta-paper-merged-only": "merged-only"}),
         "small": Rung(small, {"mta-small": "mta", "mta-small-merged-only": "merged-only"}),
         "beneath": Rung(replace(small, bank=beneath), {"mta-small-over-population": "mta"}),
@@ -116,7 +121,7 @@ def climb(
     for name, rung in rungs(options.task).items():
         config = run_config(rung.settings, options.task, options)
         folder = options.work / options.task / name
-        resources = open_run(pool, targets, config, folder, base=base, work=folder / "trainings")
+        resources = open_run(pool, targets, config, folder, base=base, work=options.work / options.task / "trainings")
         first = first or (resources, config)
         for row, method in rung.rows.items():
             if not fits(method, task) or (options.rows and row not in options.rows):

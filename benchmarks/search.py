@@ -42,6 +42,7 @@ from mta.evaluation.run import open_run
 from mta.evaluation.run_config import RunConfig
 from mta.evaluation.statistics import score_predictions
 from mta.files import read_json, sha256_json, write_json
+from mta.judges import question_like
 from mta.memory_at_hand import keep_freed_memory
 from mta.personalize import Resources
 from mta.presets import small
@@ -83,6 +84,7 @@ POPULATION_EPOCHS = {"lamp-1": 2, "lamp-2": 2, "lamp-3": 2, "lamp-4": 1, "lamp-5
 FIRM = {"lr": 1e-3, **EVERYTHING}
 LONG = {"lr": 1e-3, "epochs": 3, **EVERYTHING}
 CALM = {"lr": 5e-4, "held_out_share": 0.2, "epochs": 3}
+GENTLE = {**CALM, "lr": 2e-4}
 MORE = {"bank_size": 24}
 
 
@@ -112,8 +114,25 @@ TRIALS: Mapping[str, Trial] = {
     "long population, no anchors": over_firm_population("merged-only", "mta", population=LONG, merge={"scale": 0.0}),
     "long population, adapt at 5e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 5e-4}),
     "long population, adapt at 2e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 2e-4}),
+    "long population, core over anchors of rank 4": over_firm_population(
+        "merged-only",
+        "mta",
+        "mta-blended",
+        population=LONG,
+        bank={**CALM, "rank": 4, "alpha": 8.0},
+        adapt={"form": "core", "lr": 1e-2},
+    ),
+    "long population, half the merge": over_firm_population("merged-only", population=LONG, merge={"scale": 0.5}),
+    "long population, uniform of 6": over_firm_population("merged-only-uniform", population=LONG, top_k=6),
     "long population, evidence of 6": over_firm_population(
-        "merged-only-evidence", "averaged-anchors", population=LONG, top_k=6
+        "merged-only-evidence", population=LONG, merge={"weights": "evidence"}, top_k=6
+    ),
+    "long population, evidence of 6 and nobody": over_firm_population(
+        "merged-only", "averaged-anchors", population=LONG, merge={"weights": "evidence", "nobody": True}, top_k=6
+    ),
+    "long population, gentle anchors": over_firm_population("merged-only", population=LONG, bank=GENTLE),
+    "long population, uniform of 6 gentle anchors": over_firm_population(
+        "merged-only-uniform", population=LONG, bank=GENTLE, top_k=6
     ),
     "population of rank 32": over_population(
         "merged-only", "mta", population={**POPULATION, "rank": 32, "alpha": 64.0}
@@ -169,18 +188,11 @@ def _player(user: User, task: Task, kept: int) -> User:
     earlier = {item.item_id for item in user.history[:-kept]}
     real = next(query for query in user.queries if query.gold)
     asked = [real]
-    for pair in task.pairs(user, 0).pairs if task.task_id != "lamp-1" else ():
-        if pair.item_id in earlier and len(asked) < QUESTIONS:
-            asked.append(Query(f"{real.query_id} {pair.item_id}", _in_words(real, pair.fields, task), pair.answer))
+    for pair in task.pairs(user, 0).pairs:
+        text = question_like(real, pair.fields, task)
+        if text and pair.item_id in earlier and len(asked) < QUESTIONS:
+            asked.append(Query(f"{real.query_id} {pair.item_id}", text, pair.answer))
     return replace(user, history=user.history[-kept:], queries=tuple(asked))
-
-
-def _in_words(like: Query, fields: Mapping[str, str], task: Task) -> str:
-    """Ask about other fields in the words of a real question."""
-    ((name, value),) = task.parse_query(like.text).items()
-    if not like.text.endswith(value):
-        raise ValueError(f"{task.task_id}: the question does not end with its {name}")
-    return like.text[: -len(value)] + fields[name]
 
 
 def config_of(trial: Trial, options: argparse.Namespace) -> RunConfig:

@@ -1,7 +1,8 @@
 """People of the pool on whom settings are chosen that no target may decide: temperatures, strengths of a prior.
 
 They have a history and a question whose answer the pool's file holds. A bank may set some aside before anything is
-trained (`BankConfig.judges`), so that nothing they are asked through has learned their histories.
+trained (`BankConfig.judges`), so that nothing they are asked through has learned their histories; then their earliest
+items can be asked too (`asked_more`).
 
 Example:
     >>> judges = draw_judges(pool, task, most=32)
@@ -10,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from mta.config import BankConfig
@@ -18,6 +19,9 @@ from mta.data.people import find_people, rule_for
 from mta.records import Query, User
 from mta.seeds import stable_seed
 from mta.tasks.task import Task
+
+MORE_QUESTIONS = 3
+"""Of a judge's own items, at most."""
 
 
 def draw_judges(pool: Sequence[User], task: Task, *, most: int, others_than: Collection[str] = ()) -> list[User]:
@@ -51,6 +55,35 @@ def without_judges(pool: Sequence[User], task: Task, config: BankConfig) -> list
     people = find_people(pool, rule=rule_for(task.task_id))
     aside = {name for person in people if judges & set(person) for name in person}
     return [user for user in pool if user.user_id not in aside]
+
+
+def asked_more(judge: User, task: Task) -> User:
+    """Return a judge who is also asked about her earliest items, which are then no part of her history.
+
+    At most `MORE_QUESTIONS`, and at most a third of the history. A task whose questions hold more than one text, as
+    LaMP-1's, asks no more.
+    """
+    most = min(MORE_QUESTIONS, len(judge.history) // 3)
+    pairs = {pair.item_id: pair for pair in task.pairs(judge, 0).pairs}
+    first = [item.item_id for item in judge.history if item.item_id in pairs][:most]
+    like = judge.queries[0]
+    asked = [
+        Query(f"{like.query_id} {name}", text, pairs[name].answer)
+        for name in first
+        if (text := question_like(like, pairs[name].fields, task))
+    ]
+    hidden = set(first) if asked else set()
+    history = tuple(item for item in judge.history if item.item_id not in hidden)
+    return replace(judge, history=history, queries=(*judge.queries, *asked))
+
+
+def question_like(query: Query, fields: Mapping[str, str], task: Task) -> str | None:
+    """Return a question about other fields in the words of a real one; None where that is not one text at its end."""
+    parsed = task.parse_query(query.text)
+    ((name, value), *others) = parsed.items()
+    if others or not query.text.endswith(value):
+        return None
+    return query.text.removesuffix(value) + fields[name]
 
 
 def _draw(user: User) -> int:

@@ -81,11 +81,12 @@ def small(task_id: str) -> Preset:
 def recommended(task_id: str) -> Preset:
     """Return our own settings: the best that pool users have shown, on base models below a billion parameters."""
     usual = small(task_id)
-    everybody = TrainConfig(lr=5e-4, epochs=1 if task_id in _LONG_ANSWERS else 2, batch_size=8)
+    everybody = TrainConfig(lr=1e-3, epochs=1 if task_id in _LONG_ANSWERS else 3, batch_size=8)
     bank = replace(
         usual.bank,
         anchors=replace(usual.bank.anchors, bank_size=24),
         train=replace(usual.bank.train, lr=5e-4, held_out_share=0.2, max_items=20),
+        judges=24,
         population_beneath=True,
         population_train=everybody,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mta.baselines.pooled_labels import fit_weights
+from mta.baselines.pooled_labels import PULL, fit_weights
 from mta.label_scores import log_shares
 
 
@@ -34,7 +34,7 @@ def test_no_other_weights_cost_less() -> None:
 
     def cost(weights: np.ndarray) -> float:
         logs = log_shares(np.einsum("k,nkl->nl", weights, scores))
-        return float(-np.mean([row[gold] for row, gold in zip(logs, golds, strict=True)])) + 0.01 * float(
+        return float(-np.mean([row[gold] for row, gold in zip(logs, golds, strict=True)])) + PULL * float(
             ((weights - start) ** 2).sum()
         )
 

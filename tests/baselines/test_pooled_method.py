@@ -83,7 +83,7 @@ def test_answers_are_the_methods_pooled_with_the_weights_of_the_pool(have: Resou
         rest = [user for user in have.pool if folds.get(user.user_id) != folds[judge.user_id]]
         of_judges.append(by_hand(row, judge, rest, have, names))
     golds = np.array([have.task.labels.index(row.gold) for row in judged])
-    start = np.array([1.0, *(0.5 for _ in names)])
+    start = np.full(1 + len(names), 0.5)
     weights = fit_weights(np.array(of_judges), golds, start=start)
     people = find_method(f"merged-only{ending}")(targets, have)
     for name, weight in zip(("model", *names), weights, strict=True):
@@ -107,7 +107,7 @@ def test_the_sources_answer_alone_with_weights_of_their_own(have: Resources) -> 
         rest = [user for user in have.pool if folds.get(user.user_id) != folds[judge.user_id]]
         of_judges.append(by_hand(row, judge, rest, have, names)[1:])
     golds = np.array([have.task.labels.index(row.gold) for row in judged])
-    weights = fit_weights(np.array(of_judges), golds, start=np.array([0.5, 0.5, 1.0]))
+    weights = fit_weights(np.array(of_judges), golds, start=np.full(3, 0.5))
     people = METHODS["no-model"](targets, have)
     assert list(people.chosen.values()) == pytest.approx(weights.tolist(), abs=1e-3)
     users = {user.user_id: user for user in targets}
@@ -150,10 +150,10 @@ def test_a_pool_too_small_to_judge_on_gives_the_sources_their_usual_weights(
 ) -> None:
     targets = small_world(pool=7)[1]
     people = find_method("base+pooled")(targets, replace(have, bank=None, pool=have.pool[:2]))
-    assert list(people.chosen.values()) == [1.0, 0.5, 0.5, 0.5]
+    assert list(people.chosen.values()) == [0.5] * 4
     assert "2 people of the pool can judge, and that is too few (" in caplog.text
     alone = find_method("no-model")(targets, replace(have, bank=None, pool=have.pool[:2]))
-    assert list(alone.chosen.values()) == [0.5, 0.5, 1.0]
+    assert list(alone.chosen.values()) == [0.5] * 3
 
 
 @pytest.mark.parametrize(

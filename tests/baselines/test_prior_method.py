@@ -13,7 +13,7 @@ from mta.baselines.prior_method import JUDGES, judges_of
 from mta.errors import ConfigError, NotFound
 from mta.evaluation.predict import finished, predict
 from mta.evaluation.run import open_run, run
-from mta.judges import draw_judges
+from mta.judges import asked_more, draw_judges
 from mta.personalize import PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks import get_task
@@ -98,7 +98,9 @@ def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
 def test_a_banks_own_judges_are_asked(have: Resources) -> None:
     bank = have.need_bank()
     aside = replace(have, bank=replace(bank, config=replace(bank.config, judges=3)))
-    assert judges_of(aside) == draw_judges(have.pool, have.task, most=3)
+    drawn = draw_judges(have.pool, have.task, most=3)
+    assert judges_of(aside) == [asked_more(judge, have.task) for judge in drawn]
+    assert [user.user_id for user in judges_of(aside)] == [user.user_id for user in drawn]
 
 
 def test_an_anchors_person_is_no_judge_under_another_id_and_nobody_is_two(have: Resources) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from mta.baselines.linear_models import Array, Ints
 from mta.label_scores import log_shares
 
-PULL = 0.01
+PULL = 0.1
 """Nats that a weight one away from its start costs beside the mean nll."""
 
 

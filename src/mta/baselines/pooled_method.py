@@ -42,8 +42,8 @@ from mta.tasks.task import Task
 log = logging.getLogger(__name__)
 
 MODEL = "model"
-MODEL_START, SOURCE_START = 1.0, 0.5
-"""Weights of the method and of each other source where nobody can judge."""
+START = 0.5
+"""Weight of the method and of each source where nobody can judge; as they know much of the same, less than 1."""
 FOLDS = 4
 """Groups of judges, each asked about by sources that have not learned from it."""
 
@@ -99,7 +99,7 @@ class KnownScores:
     @property
     def start(self) -> Array:
         """(1 + S,) weights where nobody can judge."""
-        return np.array([MODEL_START, *(SOURCE_START for _ in self.names)])
+        return np.full(1 + len(self.names), START)
 
 
 def _serve(method: Method, users: Sequence[User], resources: Resources, *, asked: Sequence[str]) -> PersonalizedUsers:

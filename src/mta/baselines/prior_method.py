@@ -25,7 +25,7 @@ from mta.baselines.label_prior import (
 )
 from mta.baselines.text_temperature import at_temperature, choose_temperature
 from mta.evaluation.predict import predict
-from mta.judges import draw_judges
+from mta.judges import asked_more, draw_judges
 from mta.personalize import Method, PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks.task import Task
@@ -127,10 +127,10 @@ def _choose(
 def judges_of(resources: Resources) -> list[User]:
     """Return the users of the pool on whom strength and temperature are chosen.
 
-    Those whom the bank has set aside, else any who are no anchors; see `draw_judges`.
+    Those whom the bank has set aside, who are also asked about items of their own; else any who are no anchors.
     """
-    bank = resources.bank
+    bank, task = resources.bank, resources.task
     if bank and bank.config.judges:
-        return draw_judges(resources.pool, resources.task, most=bank.config.judges)
+        return [asked_more(judge, task) for judge in draw_judges(resources.pool, task, most=bank.config.judges)]
     anchors = [anchor.user_id for anchor in bank.anchors] if bank else []
-    return draw_judges(resources.pool, resources.task, most=JUDGES, others_than=anchors)
+    return draw_judges(resources.pool, task, most=JUDGES, others_than=anchors)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mta.baselines.linear_models import Array
 from mta.baselines.pooled_labels import fit_weights
-from mta.baselines.pooled_method import SOURCE_START, SOURCES, Source, fitting_sources, judged_scores
+from mta.baselines.pooled_method import SOURCES, START, Source, fitting_sources, judged_scores
 from mta.baselines.prior_method import judges_of
 from mta.errors import DataError
 from mta.label_scores import by_scores, log_shares, median_label
@@ -24,9 +24,6 @@ from mta.records import Example, Prediction, User
 from mta.tasks.task import Task
 
 log = logging.getLogger(__name__)
-
-START = {"classical": 1.0}
-"""Weights of sources where nobody can judge; of others `SOURCE_START`."""
 
 
 def sources_alone(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
@@ -56,7 +53,7 @@ def sources_alone(users: Sequence[User], resources: Resources) -> PersonalizedUs
 
 def _choose(resources: Resources, names: Sequence[str]) -> Array:
     """Return the (S,) weights under which the gold labels of the judges' questions are likeliest."""
-    start = np.array([START.get(name, SOURCE_START) for name in names])
+    start = np.full(len(names), START)
     judges = judges_of(resources)
     try:
         known = judged_scores(judges, resources, names).of_query
