@@ -18,7 +18,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 mta=${MTA:-$here/.venv/bin/mta}
 export HF_HUB_OFFLINE=1
 
-common="--base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20
+common="--preset small --base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20
   --seed 42 ${OPTIONS:-}"
 few="--users 12"
 declare -A deep=([lamp-2]=12 [lamp-4]=32) # anchors asked for so that eight are kept, which K goes up to

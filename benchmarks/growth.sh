@@ -18,7 +18,7 @@ for task in ${*:-lamp-2 lamp-4}; do
   out=$runs/figures/$task/growth
   results=$here/docs/results/figures/$task
   "$mta" growth "$task" --pool "$folder/pool_questions.json" --targets "$folder/target_questions.json" \
-    --base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20 --seed 42 \
+    --preset small --base smollm2-135m --dtype bfloat16 --history-words 40 --input-words 90 --max-tokens 768 --min-history 10 --max-items 20 --seed 42 \
     --bank-size 12 --users 4 --users 8 --users 16 --out "$out"
   mkdir -p "$results"
   cp "$out/growth.json" "$results/growth.json"

@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 mta=${MTA:-$here/.venv/bin/mta}
 export HF_HUB_OFFLINE=1
 
-common="--base smollm2-135m --method tables --history-words 40 --input-words 90 --max-tokens 768 --min-history 10
+common="--preset small --base smollm2-135m --method tables --history-words 40 --input-words 90 --max-tokens 768 --min-history 10
   --bank-size 12 --max-items 20 --seed 42"
 once="--once oppu-task --once population-matched-adapt --once random-anchors --once uniform-weights --once rag+mta
   --once mta+prior"

@@ -281,8 +281,9 @@ class BankConfig:
     shared_init: bool = True
     """All anchors start from one A, so that adapters can be mixed factor by factor."""
     judges: int = 0
-    """People of the pool with an answered query who are set aside before anything is trained: neither anchors nor part
-    of the population adapter. Temperatures and strengths of a prior are then chosen on them; 0 takes other users."""
+    """People of the pool with an answered query, a third of it at most, who are set aside before anything is trained:
+    neither anchors nor part of the population adapter. Temperatures, strengths of a prior and weights of sources are
+    then chosen on them, who are asked about some of their own items too; 0 takes other users."""
     population_beneath: bool = False
     """First train one adapter on all pool users and train the anchors on top of it, so that they learn only what
     differs from it."""

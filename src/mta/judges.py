@@ -47,12 +47,18 @@ def draw_judges(pool: Sequence[User], task: Task, *, most: int, others_than: Col
     return sorted(able, key=_draw)[:most]
 
 
+def judges_aside(pool: Sequence[User], task: Task, config: BankConfig) -> list[User]:
+    """Return the people whom a bank sets aside: as many as it is asked to, but at most a third of the pool's."""
+    if not config.judges:
+        return []
+    people = find_people(pool, rule=rule_for(task.task_id))
+    return draw_judges(pool, task, most=min(config.judges, len(people) // 3))
+
+
 def without_judges(pool: Sequence[User], task: Task, config: BankConfig) -> list[User]:
     """Return the pool without the people whom a bank sets aside, under whatever id."""
-    if not config.judges:
-        return list(pool)
-    judges = {user.user_id for user in draw_judges(pool, task, most=config.judges)}
-    people = find_people(pool, rule=rule_for(task.task_id))
+    judges = {user.user_id for user in judges_aside(pool, task, config)}
+    people = find_people(pool, rule=rule_for(task.task_id)) if judges else []
     aside = {name for person in people if judges & set(person) for name in person}
     return [user for user in pool if user.user_id not in aside]
 

@@ -97,8 +97,8 @@ def test_judges_are_answered_pool_users_and_no_anchors(have: Resources) -> None:
 
 def test_a_banks_own_judges_are_asked(have: Resources) -> None:
     bank = have.need_bank()
-    aside = replace(have, bank=replace(bank, config=replace(bank.config, judges=3)))
-    drawn = draw_judges(have.pool, have.task, most=3)
+    aside = replace(have, bank=replace(bank, config=replace(bank.config, judges=2)))
+    drawn = draw_judges(have.pool, have.task, most=2)
     assert judges_of(aside) == [asked_more(judge, have.task) for judge in drawn]
     assert [user.user_id for user in judges_of(aside)] == [user.user_id for user in drawn]
 

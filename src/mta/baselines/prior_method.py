@@ -25,7 +25,7 @@ from mta.baselines.label_prior import (
 )
 from mta.baselines.text_temperature import at_temperature, choose_temperature
 from mta.evaluation.predict import predict
-from mta.judges import asked_more, draw_judges
+from mta.judges import asked_more, draw_judges, judges_aside
 from mta.personalize import Method, PersonalizedUsers, Resources
 from mta.records import Prediction, User
 from mta.tasks.task import Task
@@ -130,7 +130,7 @@ def judges_of(resources: Resources) -> list[User]:
     Those whom the bank has set aside, who are also asked about items of their own; else any who are no anchors.
     """
     bank, task = resources.bank, resources.task
-    if bank and bank.config.judges:
-        return [asked_more(judge, task) for judge in draw_judges(resources.pool, task, most=bank.config.judges)]
+    if bank and (aside := judges_aside(resources.pool, task, bank.config)):
+        return [asked_more(judge, task) for judge in aside]
     anchors = [anchor.user_id for anchor in bank.anchors] if bank else []
     return draw_judges(resources.pool, task, most=JUDGES, others_than=anchors)
