@@ -112,6 +112,7 @@ TRIALS: Mapping[str, Trial] = {
     "population of 3 epochs at 2e-3": over_firm_population("merged-only", "mta", population={**LONG, "lr": 2e-3}),
     "long population, blend": over_firm_population("mta-blended", population=LONG),
     "long population, no anchors": over_firm_population("merged-only", "mta", population=LONG, merge={"scale": 0.0}),
+    "long population, no anchors, blend": over_firm_population("mta-blended", population=LONG, merge={"scale": 0.0}),
     "long population, adapt at 5e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 5e-4}),
     "long population, adapt at 2e-4": over_firm_population("mta", "mta-blended", population=LONG, adapt={"lr": 2e-4}),
     "long population, core over anchors of rank 4": over_firm_population(
@@ -128,7 +129,10 @@ TRIALS: Mapping[str, Trial] = {
         "merged-only-evidence", population=LONG, merge={"weights": "evidence"}, top_k=6
     ),
     "long population, evidence of 6 and nobody": over_firm_population(
-        "merged-only", "averaged-anchors", population=LONG, merge={"weights": "evidence", "nobody": True}, top_k=6
+        *("merged-only", "averaged-anchors", "mta", "mta-blended"),
+        population=LONG,
+        merge={"weights": "evidence", "nobody": True},
+        top_k=6,
     ),
     "long population, gentle anchors": over_firm_population("merged-only", population=LONG, bank=GENTLE),
     "long population, uniform of 6 gentle anchors": over_firm_population(
