@@ -14,7 +14,7 @@ from mta.cli.main import app
 
 ASKED = "Which tag does this movie relate to? tags: [comedy, sci-fi] description: "
 TAGS = ("comedy", "sci-fi", "classic", "romance")
-QUICK_BANK = ("--preset", "small", "--bank-size", 2, "--min-history", 0, "--bank-epochs", 1, "--bank-min-updates", 0)
+QUICK_BANK = ("--bank-size", 2, "--min-history", 0, "--bank-epochs", 1, "--bank-min-updates", 0, "--preset", "small")
 QUICK_ADAPT = ("--adapt-epochs", 1, "--adapt-min-updates", 0)
 QUICK = ("--base", "tiny-random", *QUICK_BANK, *QUICK_ADAPT)
 

@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         "--bank-epochs 1 --bank-min-updates 2 --max-items 4 --out bank",
     )(build)
     command(bank, "show", example="mta bank show bank")(show)
-    command(bank, "retire", example="mta bank retire bank --anchor pool-003")(retire)
+    command(bank, "retire", example="mta bank retire bank --anchor pool-005")(retire)
 
 
 def anchors(
