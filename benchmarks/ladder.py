@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mta.base_model import BaseModel, load_base_model
+from mta.base_model import BaseModel
 from mta.baselines.methods import find_method, fits
 from mta.config import PromptConfig
 from mta.data.people import person_names, rule_for
@@ -31,12 +31,11 @@ from mta.evaluation.scores import MethodRecord, build_scores
 from mta.evaluation.slices import slice_scores, usual_partitions
 from mta.evaluation.table import csv_table, markdown_comparisons, markdown_slices, markdown_table
 from mta.files import write_json, write_text
-from mta.memory_at_hand import keep_freed_memory
 from mta.personalize import Resources, match_users
 from mta.presets import Preset, find_preset
 from mta.records import User
-from mta.runtime import limit_threads
 from mta.tasks import get_task
+from on_real_users import begin, parser_of
 
 log = logging.getLogger(__name__)
 
@@ -171,36 +170,27 @@ def write_results(scores: Mapping[str, Any], folder: Path) -> None:
 
 def main() -> None:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with LaMP_1 to LaMP_5")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--row", dest="rows", action="append", default=[], help="only these; repeat it")
-    parser.add_argument("--work", type=Path, required=True, help="folder for runs, which hold people's texts")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = parser_of(__doc__)
+    every = [row for rung in rungs("lamp-2").values() for row in rung.rows]
+    parser.add_argument("--row", dest="rows", action="append", choices=every, help="only these; repeat it")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
-    if options.threads:
-        limit_threads(options.threads)
-    keep_freed_memory()
+    base = begin(options)
     started = time.monotonic()
     task = get_task(options.task)
     folder = options.data / task.lamp_name
     targets = read_users(folder / "target_questions.json", task=task).users
     everybody = read_users(folder / "pool_questions.json", task=task).users
     pool, _ = drop_leaks(everybody, targets, rule=rule_for(task.task_id))
-    base = load_base_model(options.base, dtype=options.dtype)
     notes = {"command": f"python benchmarks/ladder.py --data DATA --task {options.task} --base {options.base}"}
     if len(pool) < len(everybody):
         notes["left out of the pool"] = f"{len(everybody) - len(pool)} users who are a target person or hold an answer"
-    written = started
-    for done in climb(pool, targets, options, base):
+    written, latest = started, None
+    for latest in climb(pool, targets, options, base):
         if (now := time.monotonic()) - written > PAUSE_S:
-            write_results(scores_of(done, targets, now - started, notes), options.out)
+            write_results(scores_of(latest, targets, now - started, notes), options.out)
             written = time.monotonic()
-    write_results(scores_of(done, targets, time.monotonic() - started, notes), options.out)
+    if latest:
+        write_results(scores_of(latest, targets, time.monotonic() - started, notes), options.out)
 
 
 if __name__ == "__main__":

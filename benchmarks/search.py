@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mta.base_model import BaseModel, load_base_model
+from mta.base_model import BaseModel
 from mta.baselines.label_prior import (
     STRENGTHS,
     TEMPERATURES,
@@ -43,13 +43,12 @@ from mta.evaluation.run_config import RunConfig
 from mta.evaluation.statistics import score_predictions
 from mta.files import read_json, sha256_json, write_json
 from mta.judges import question_like
-from mta.memory_at_hand import keep_freed_memory
 from mta.personalize import Resources
 from mta.presets import small
 from mta.records import Prediction, Query, User
-from mta.runtime import limit_threads
 from mta.tasks import get_task
 from mta.tasks.task import Task
+from on_real_users import begin, parser_of
 
 log = logging.getLogger(__name__)
 
@@ -306,26 +305,15 @@ def pooled_by_others(
 
 def main() -> None:
     """Run the trials that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with LaMP_1 to LaMP_5")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser = parser_of(__doc__)
     parser.add_argument("--max-items", type=int, default=20, help="items of an anchor that are trained on")
     parser.add_argument("--players", type=int, default=PLAYERS)
-    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--trial", action="append", choices=list(TRIALS), help="only these; repeat it")
-    parser.add_argument("--work", type=Path, required=True, help="folder for runs, which hold people's texts")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
-    if options.threads:
-        limit_threads(options.threads)
-    keep_freed_memory()
+    base = begin(options)
     task = get_task(options.task)
     users = read_users(options.data / task.lamp_name / "pool_questions.json", task=task).users
     pool, players = make_players(users, task, count=options.players)
-    base = load_base_model(options.base, dtype=options.dtype)
     for name in options.trial or TRIALS:
         config = config_of(TRIALS[name], options)
         results: dict[str, Any] = read_json(options.out) if options.out.exists() else {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from mta.baselines.classical import CLASSICAL_ROWS, fit_classical
+from mta.baselines.simple import without_model
 from mta.encoders import load_encoder
-from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
+from mta.personalize import PersonalizedUsers, Resources
 from mta.records import User
 
 
@@ -21,18 +23,5 @@ def _serve(users: Sequence[User], resources: Resources, *, personal: bool) -> Pe
     fitted = fit_classical(
         resources.task, resources.pool, encoder=encoder, cache=resources.cache, progress=resources.progress
     )
-    render = renderer(resources.task, resources.prompts)
-    return PersonalizedUsers(
-        {
-            user.user_id: Personalized(
-                user,
-                resources.task,
-                None,
-                render,
-                resources.prompts,
-                answers=partial(fitted.answers, user, personal=personal),
-            )
-            for user in users
-        },
-        chosen=fitted.chosen if personal else {},
-    )
+    people = without_model(users, resources, partial(fitted.answers, personal=personal))
+    return replace(people, chosen=fitted.chosen if personal else {})

@@ -113,16 +113,25 @@ def simple_method(control: Control) -> Callable[[Sequence[User], Resources], Per
     """Return a control as a method: it answers by itself and asks no model."""
 
     def method(users: Sequence[User], resources: Resources) -> PersonalizedUsers:
-        task, prompts = resources.task, resources.prompts
-        render = renderer(task, prompts)
-        return PersonalizedUsers(
-            {
-                user.user_id: Personalized(user, task, None, render, prompts, answers=partial(control, task, user))
-                for user in users
-            }
-        )
+        return without_model(users, resources, partial(control, resources.task))
 
     return method
+
+
+def without_model(
+    users: Sequence[User],
+    resources: Resources,
+    answers: Callable[[User, Sequence[Example]], Sequence[Prediction]],
+) -> PersonalizedUsers:
+    """Serve every user with answers that ask no model."""
+    task, prompts = resources.task, resources.prompts
+    render = renderer(task, prompts)
+    return PersonalizedUsers(
+        {
+            user.user_id: Personalized(user, task, None, render, prompts, answers=partial(answers, user))
+            for user in users
+        }
+    )
 
 
 def _answer(task: Task, item: HistoryItem) -> str | None:

@@ -17,9 +17,10 @@ from mta.baselines.linear_models import Array
 from mta.baselines.pooled_labels import fit_weights
 from mta.baselines.pooled_method import SOURCES, START, Source, fitting_sources, judged_scores
 from mta.baselines.prior_method import judges_of
+from mta.baselines.simple import without_model
 from mta.errors import DataError
 from mta.label_scores import by_scores, log_shares, median_label
-from mta.personalize import Personalized, PersonalizedUsers, Resources, renderer
+from mta.personalize import PersonalizedUsers, Resources
 from mta.records import Example, Prediction, User
 from mta.tasks.task import Task
 
@@ -35,20 +36,9 @@ def sources_alone(users: Sequence[User], resources: Resources) -> PersonalizedUs
     names = fitting_sources(resources.task, tuple(SOURCES))
     weights = _choose(resources, names)
     sources = [SOURCES[name].fit(resources, resources.pool) for name in names]
-    render = renderer(resources.task, resources.prompts)
-    people = {
-        user.user_id: Personalized(
-            user,
-            resources.task,
-            None,
-            render,
-            resources.prompts,
-            answers=partial(_answers, resources.task, user, sources=sources, weights=weights),
-        )
-        for user in users
-    }
+    people = without_model(users, resources, partial(_answers, resources.task, sources=sources, weights=weights))
     shown = {f"weight of {name}": round(weight, 4) for name, weight in zip(names, weights.tolist(), strict=True)}
-    return PersonalizedUsers(people, chosen=shown)
+    return replace(people, chosen=shown)
 
 
 def _choose(resources: Resources, names: Sequence[str]) -> Array:

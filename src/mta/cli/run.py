@@ -98,8 +98,10 @@ def run(
     from mta.cli.loading import load_base, load_people
     from mta.evaluation.run import run as run_all
     from mta.evaluation.run_config import DEFAULT_METHODS
+    from mta.presets import find_preset
 
-    names = tuple(methods_for(found, method or DEFAULT_METHODS))
+    own = find_preset(preset or "recommended", found.task_id).method  # whatever the base model's size
+    names = tuple(methods_for(found, method or (*DEFAULT_METHODS, own)))
     if task_adapt == "population":
         names = tuple(over_task_adapter(names))
     if prior:
@@ -122,8 +124,6 @@ def run(
     with progress_bars() as progress:
         model = load_base(base, device=device, dtype=dtype, threads=threads, progress=progress)
         plan = plan_for(model, task_id=found.task_id, preset=preset, given=given)
-        if not method:
-            names = tuple(methods_for(found, (*names, plan.method)))
         config = plan.run_config(found.task_id, base=base, device=device, dtype=dtype, methods=names)
         config = replace(config, answers=answers or config.answers)
         if seeds > 1:
